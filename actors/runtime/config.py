@@ -35,7 +35,7 @@ class SupervisionConfig:
     hang_timeout_s: float = bounded(5.0, 0.5, 3600.0)
     start_timeout_s: float = bounded(15.0, 0.5, 3600.0)
     stop_timeout_s: float = bounded(5.0, 0.1, 3600.0)
-    tick_s: float = bounded(0.25, 0.02, 1.0)
+    tick_s: float = bounded(0.5, 0.02, 1.0)
 
 
 class ConfigFile:
