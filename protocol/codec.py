@@ -1,7 +1,7 @@
 """msgpack with bounds: nothing is believed before its size, depth and types are checked.
 
-Allowed values: None, bool, int, float, str, bytes, lists of them, and maps with unique string keys. Extension types (timestamps
-included) are refused, so nothing but plain data ever comes out of a message.
+Allowed values: None, bool, int, float, str, bytes, lists of them, and maps with unique string keys. Extension types
+(timestamps included) are refused, so nothing but plain data ever comes out of a message.
 """
 
 from typing import Any, NoReturn
@@ -35,7 +35,9 @@ def unpack(data: bytes | memoryview, bytes_max: int, nesting_max: int = NESTING_
     if len(data) > bytes_max:
         raise ProtocolError(f"{len(data)} bytes exceed the limit of {bytes_max}", ErrorCode.TOO_LARGE)
     try:
-        value = msgpack.unpackb(data, raw=False, strict_map_key=True, ext_hook=_refuse_extension, object_pairs_hook=_map)
+        value = msgpack.unpackb(
+            data, raw=False, strict_map_key=True, ext_hook=_refuse_extension, object_pairs_hook=_map
+        )
     except ProtocolError:
         raise
     except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:

@@ -54,7 +54,7 @@ EXIT_CODES: Final[dict[ErrorCode, int]] = {
 """Exit code of a command that ended in this error; every other code exits `EXIT_FAILED`."""
 
 HINTS: Final[dict[ErrorCode, str]] = {
-    ErrorCode.BROKER_DOWN: "The launcher brings it back within seconds; `relctl ps` shows the processes from the board.",
+    ErrorCode.BROKER_DOWN: "The launcher brings it back within seconds; `relctl ps` shows the processes meanwhile.",
     ErrorCode.BROKER_HUNG: "The watchdog replaces it after the hang timeout; `relctl ps` shows it meanwhile.",
     ErrorCode.NOT_RUNNING: "Start the system with `relctl up --detach` or `python launcher.py`.",
     ErrorCode.SERVICE_MISSING: "Its process is down or restarting; see `relctl ps` and `relctl restart-status`.",

@@ -1,7 +1,7 @@
 """Majordomo 0.2 (ZeroMQ RFC 18), its management interface (RFC 8), and our two additions.
 
-Additions, both on the worker side and invisible to plain MDP peers: READY may carry one more frame (`protocol.messages.WorkerHello`), and
-a worker that sent one may PUBLISH: ``["MDPW02", 0x07, topic, body]``.
+Additions, both on the worker side and invisible to plain MDP peers: READY may carry one more frame
+(`protocol.messages.WorkerHello`), and a worker that sent one may PUBLISH: ``["MDPW02", 0x07, topic, body]``.
 """
 
 from typing import Final

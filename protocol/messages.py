@@ -1,7 +1,7 @@
 """The messages themselves, as frozen dataclasses, and their headers' encoding.
 
-A request body is ``[header, arguments, *raw]``: a msgpack header map, a msgpack arguments map, then optional raw bytes that nobody in
-between copies or parses. A reply body is ``[header, result, *raw]``. Keys of the header maps:
+A request body is ``[header, arguments, *raw]``: a msgpack header map, a msgpack arguments map, then optional raw
+bytes that nobody in between copies or parses. A reply body is ``[header, result, *raw]``. Keys of the header maps:
 
 ========== ======== ==============================================================================================
 key        request  meaning
@@ -65,8 +65,8 @@ class ReplyHeader:
 class WorkerHello:
     """The extra frame of our workers' READY.
 
-    `token` proves that the worker belongs to this installation, `incarnation` outranks any lower one of the same service, and
-    `window` is how many requests it takes at once.
+    `token` proves that the worker belongs to this installation, `incarnation` outranks any lower one of the same
+    service, and `window` is how many requests it takes at once.
     """
 
     token: bytes

@@ -1,6 +1,7 @@
 """reliability.toml: read once at start, parsed into frozen dataclasses; an unknown key is an error that names it.
 
-Each actor keeps its own section's dataclass in its `config.py`; `[supervision]` is here because launcher, watchdog and survivors share it.
+Each actor keeps its own section's dataclass in its `config.py`; `[supervision]` is here because launcher, watchdog
+and survivors share it.
 """
 
 import tomllib

@@ -67,6 +67,8 @@ class FileLock:
         """Return the lock; whether it was acquired is the caller's business."""
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Release."""
         self.release()

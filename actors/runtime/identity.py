@@ -1,7 +1,7 @@
 """Who a process is: never the pid alone.
 
-A pid is reused; (pid, start time, boot id) is not. Before anything is signalled, the identity that was recorded is checked against the
-process that has the pid now (see `supervisor.control` for the signalling itself).
+A pid is reused; (pid, start time, boot id) is not. Before anything is signalled, the identity that was recorded is
+checked against the process that has the pid now (see `actors.runtime.signalling`).
 """
 
 import os
@@ -16,7 +16,7 @@ class ProcessIdentity:
 
     Attributes:
         pid: process id.
-        start_time: start of the process in units of its system (Linux: clock ticks since boot, field 22 of /proc/PID/stat).
+        start_time: start of the process in units of its system (Linux: clock ticks since boot, field 22 of its stat).
         boot_id: the boot in which the pair was true.
     """
 

@@ -1,8 +1,8 @@
 """Journals on tmpfs: how processes that may not wait for anybody (launcher, watchdog) say what they did.
 
-One JSON object a line, appended with one write. event_logger drains every journal into its tables; each entry has an id, so draining is
-repeated safely. A journal that nobody drains is bounded: past `JOURNAL_BYTES_MAX` it is turned over once to ``NAME.1``, which drops the
-entries that were there.
+One JSON object a line, appended with one write. event_logger drains every journal into its tables; each entry has an
+id, so draining is repeated safely. A journal that nobody drains is bounded: past `JOURNAL_BYTES_MAX` it is turned
+over once to ``NAME.1``, which drops the entries that were there.
 """
 
 import json
@@ -33,7 +33,9 @@ class Journal:
             if size > JOURNAL_BYTES_MAX:
                 os.replace(self.path, self.path + ".1")
                 os.close(descriptor)
-                descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_CLOEXEC", 0), 0o600)
+                descriptor = os.open(
+                    self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_CLOEXEC", 0), 0o600
+                )
             elif size and not _ends_line(descriptor, size):
                 line = b"\n" + line
             os.write(descriptor, line)
@@ -52,7 +54,10 @@ class Journal:
 
 
 def parse_lines(data: bytes) -> tuple[list[dict[str, Any]], int]:
-    """Parse whole lines of a journal; returns the entries and how many bytes they take. Torn or foreign lines are passed over."""
+    """Parse the whole lines of a journal; return the entries and how many bytes they take.
+
+    Torn or foreign lines are passed over.
+    """
     end = data.rfind(b"\n") + 1
     entries = []
     for line in data[:end].splitlines():

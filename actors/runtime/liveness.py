@@ -1,10 +1,10 @@
 """The liveness board: who runs, in which state, and whether each one's own loop still moves.
 
-A small memory-mapped file in the runtime directory (tmpfs), one slot per process in three areas with one writer each: the process itself,
-the launcher, the watchdog. Writing costs about a microsecond and cannot block; anybody may read without asking. Counters are single
-64-bit stores through ``memoryview.cast('Q')``, which do not tear. A record is written to the spare one of two buffers and then made
-current by one such store, so a writer that is killed halfway leaves the previous record standing, and a reader that was overtaken
-reads again.
+A small memory-mapped file in the runtime directory (tmpfs), one slot per process in three areas with one writer each:
+the process itself, the launcher, the watchdog. Writing costs about a microsecond and cannot block; anybody may read
+without asking. Counters are single 64-bit stores through ``memoryview.cast('Q')``, which do not tear. A record is
+written to the spare one of two buffers and then made current by one such store, so a writer that is killed halfway
+leaves the previous record standing, and a reader that was overtaken reads again.
 
 =============== ========================================================================================================
 area            layout (offsets within the 4096-byte slot; all integers native 64-bit unless said otherwise)
@@ -161,7 +161,7 @@ class WatchdogRecord:
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """Counters of one process: `tick` counts turns of its loop, `progress` work done, `tick_ms` is when the last turn began."""
+    """Counters of one process: turns of its loop, work done, and the monotonic time of the last turn."""
 
     tick: int
     progress: int
@@ -174,7 +174,9 @@ Record = TypeVar("Record", ProcessRecord, LauncherRecord, WatchdogRecord)
 class RecordArea(Generic[Record]):
     """Two buffers and an index for one record type; one writer, any number of readers."""
 
-    def __init__(self, view: memoryview, index_offset: int, first: int, second: int, end: int, kind: type[Record]) -> None:
+    def __init__(
+        self, view: memoryview, index_offset: int, first: int, second: int, end: int, kind: type[Record]
+    ) -> None:
         """Lay the area over `view` (a whole slot)."""
         self._view = view
         self._index = view[index_offset : index_offset + 8].cast("Q")
@@ -250,7 +252,11 @@ class Slot:
 
     def read_activity(self) -> str:
         """Return what the loop said it was doing."""
-        return bytes(self._view[_ACTIVITY_OFFSET : _ACTIVITY_OFFSET + _ACTIVITY_BYTES]).rstrip(b"\0").decode("utf-8", "replace")
+        return (
+            bytes(self._view[_ACTIVITY_OFFSET : _ACTIVITY_OFFSET + _ACTIVITY_BYTES])
+            .rstrip(b"\0")
+            .decode("utf-8", "replace")
+        )
 
     def current_identity(self) -> ProcessIdentity | None:
         """Return the process that the launcher has recorded here, or None if there is none."""
@@ -306,7 +312,11 @@ class Board:
     @property
     def boot_id(self) -> str:
         """The boot in which this board was made."""
-        return bytes(self._view[_BOOT_ID_OFFSET : _BOOT_ID_OFFSET + _BOOT_ID_BYTES]).rstrip(b"\0").decode("ascii", "replace")
+        return (
+            bytes(self._view[_BOOT_ID_OFFSET : _BOOT_ID_OFFSET + _BOOT_ID_BYTES])
+            .rstrip(b"\0")
+            .decode("ascii", "replace")
+        )
 
     @property
     def epoch(self) -> int:
@@ -340,7 +350,7 @@ class Board:
         return next(((slot, record) for slot, record in self.occupied() if record.name == name), None)
 
     def close(self) -> None:
-        """Unmap. Views handed out before must not be used any more; those still alive keep the mapping until they go."""
+        """Unmap. Slots handed out before must not be used any more; those still alive keep the mapping."""
         self.slots.clear()
         self._header.release()
         self._view.release()
@@ -353,7 +363,9 @@ class Board:
         """Return the board."""
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Close the board."""
         self.close()
 

@@ -1,7 +1,8 @@
 """Where things live: the data directory, the runtime directory, and `run.json` that ties them together.
 
-The data directory is the installation: one launcher per data directory. The runtime directory holds what must not wait for a disk (sockets, board,
-journals, token); it is owner-only, on tmpfs, named by a digest of the data directory so that its socket paths stay short.
+The data directory is the installation: one launcher per data directory. The runtime directory holds what must not
+wait for a disk (sockets, board, journals, token); it is owner-only, on tmpfs, named by a digest of the data directory
+so that its socket paths stay short.
 """
 
 import hashlib
@@ -148,7 +149,7 @@ def prepare_runtime_directory(data_dir: str) -> str:
 
 
 def read_run_info(data_dir: str) -> RunInfo | None:
-    """Return what the last launcher wrote, the runtime directory's own copy before the one in DATA; None if there is neither."""
+    """Return what the last launcher wrote, or None: the runtime directory's own copy comes before the one in DATA."""
     on_disk = _read_run_file(os.path.join(data_dir, RUN_FILE))
     runtime_dir = on_disk.runtime_dir if on_disk else runtime_directory(data_dir)
     return _read_run_file(os.path.join(runtime_dir, RUN_FILE)) or on_disk
@@ -200,7 +201,7 @@ def _read_run_file(path: str) -> RunInfo | None:
 
 
 def _runtime_parent() -> str:
-    for candidate in (os.environ.get(RUNTIME_DIR_VARIABLE), os.environ.get("XDG_RUNTIME_DIR"), "/dev/shm"):  # noqa: S108
+    for candidate in (os.environ.get(RUNTIME_DIR_VARIABLE), os.environ.get("XDG_RUNTIME_DIR"), "/dev/shm"):
         if candidate and os.path.isdir(candidate) and os.access(candidate, os.W_OK):
             return os.path.realpath(candidate)
     return tempfile.gettempdir()
