@@ -118,7 +118,7 @@ def run(system: System, case: Case, hang_timeout_s: float) -> Outcome:
         for name in case.victims:
             left = bound_s - (time.monotonic() - start)
             wait_until(
-                lambda name=name: _replaced(system, name, before[name].pid),  # type: ignore[misc]
+                lambda name=name: _replaced(system, name, before[name].pid),
                 left,
                 f"{name} replaced and answering, after {case}",
             )

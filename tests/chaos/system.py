@@ -135,9 +135,7 @@ class System:
         start = time.monotonic()
         for name in PROCESSES:
             left = timeout_s - (time.monotonic() - start)
-            wait_until(
-                lambda name=name: self.ready(name) and self.answers(name, 0.3), left, f"{name} ready and answering"
-            )  # type: ignore[misc]
+            wait_until(lambda name=name: self.ready(name) and self.answers(name, 0.3), left, f"{name} ready")
         return time.monotonic() - start
 
     def relctl(self, *arguments: str, timeout_s: float = 30.0) -> subprocess.CompletedProcess[str]:
@@ -148,7 +146,7 @@ class System:
         )
 
     def processes(self) -> list[int]:
-        """Every process that has this system's board mapped, found in /proc: none can hide by changing its name or parent."""
+        """Every process that has this system's board mapped: none can hide by changing its name or parent."""
         needle = str(self.runtime_parent).encode()
         found = []
         for entry in os.listdir("/proc"):
@@ -202,7 +200,7 @@ def running(
     *, portable: bool = False, config: str = MANY_RESTARTS, data_dir: Path | None = None, start: bool = True,
     environment: dict[str, str] | None = None,
 ) -> Iterator[System]:  # fmt: skip
-    """Run a system of its own; `config` is the body of `[supervision]` and what follows it. Ends it whatever happens."""
+    """Run a system of its own, and end it whatever happens; `config` is the body of `[supervision]` and what follows."""
     runtime_parent = Path(tempfile.mkdtemp(prefix="rt-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
     own_data = data_dir is None
     data = data_dir or Path(tempfile.mkdtemp(prefix="relctl-data-"))
@@ -220,7 +218,7 @@ def running(
     except BaseException as error:
         try:
             error.add_note(system.complaint())
-        except Exception as trouble:
+        except Exception as trouble:  # noqa: BLE001 - the report must not replace the failure it is about
             error.add_note(f"(no report: {trouble!r})")
         raise
     finally:

@@ -15,7 +15,7 @@ def kill_until_quarantined(system: System, name: str) -> None:
     for _ in range(3):
         pid = system.pid(name)
         system.signal(name, signal.SIGKILL)
-        wait_until(lambda pid=pid: system.ready(name) and system.pid(name) != pid, 10, f"{name} back")  # type: ignore[misc]
+        wait_until(lambda pid=pid: system.ready(name) and system.pid(name) != pid, 10, f"{name} back")
     system.signal(name, signal.SIGKILL)
     wait_until(lambda: system.state(name) == "quarantined", 5, f"{name} quarantined")
 
@@ -61,13 +61,14 @@ def test_the_fourth_failure_quarantines_until_a_person_restarts_it(portable: boo
         system.stop()
 
 
-def test_quarantine_survives_the_end_of_every_process_and_a_fresh_start_by_a_person_forgives() -> None:
+def test_quarantine_survives_the_end_of_every_process() -> None:
     with running(config="hang_timeout_s = 2\n") as system:
         kill_until_quarantined(system, "health_monitor")
         for pid in system.processes():
             os.kill(pid, signal.SIGKILL)
         wait_until(lambda: not system.processes(), 5, "all dead")
         assert quarantined(system, "health_monitor"), "an offline view must say so too"
+        assert system.relctl("health").returncode == 2
 
 
 def test_a_quarantined_process_is_tried_again_when_the_oldest_restart_ages_out() -> None:
