@@ -200,7 +200,7 @@ def running(
     *, portable: bool = False, config: str = MANY_RESTARTS, data_dir: Path | None = None, start: bool = True,
     environment: dict[str, str] | None = None,
 ) -> Iterator[System]:  # fmt: skip
-    """Run a system of its own, and end it whatever happens; `config` is the body of `[supervision]` and what follows."""
+    """Run a system of its own, and end it whatever happens; `config` is what stands below `[supervision]`."""
     runtime_parent = Path(tempfile.mkdtemp(prefix="rt-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
     own_data = data_dir is None
     data = data_dir or Path(tempfile.mkdtemp(prefix="relctl-data-"))
