@@ -7,11 +7,22 @@ over once to ``NAME.1``, which drops the entries that were there.
 
 import json
 import os
+import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any, Final
+
+from actors.runtime.identity import boot_id
 
 JOURNAL_BYTES_MAX: Final = 1024 * 1024
 _SUFFIX: Final = ".jsonl"
+
+
+def new_entry(kind: str, **fields: Any) -> dict[str, Any]:
+    """Return an entry of `kind` ("event", "restart", ...) with the common fields: id, wall and monotonic time, boot."""
+    at = datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    mono_ms = time.monotonic_ns() // 1_000_000
+    return {"id": os.urandom(16).hex(), "at": at, "mono_ms": mono_ms, "boot": boot_id(), "kind": kind} | fields
 
 
 class Journal:
