@@ -1,0 +1,350 @@
+"""The policy under which every database of ours is opened, written and read.
+
+- One `Database` is one read-write connection, for one thread at a time, never for a message loop. `write` opens it.
+- Every write is one whole transaction under BEGIN IMMEDIATE, retried whole while somebody else holds the write lock:
+  opening, SQLite's own waiting and our backoff all under the one patience that the caller gives.
+- A transaction holds the write lock for `TRANSACTION_S_MAX` at most, which is less than anybody's patience.
+- SQLite never checkpoints by itself, not at close either: one process does it, by `Database.checkpoint`.
+- Reads go over READONLY connections (`reading`), which leave -wal and -shm where they are.
+- Each owner migrates its own tables forward; see `Schema`.
+
+A process must never open, hash or copy the database, -wal or -shm by other means while it has a connection: closing any
+descriptor of the file drops SQLite's locks (https://www.sqlite.org/howtocorrupt.html, 2.2). `os.stat` is harmless.
+"""
+
+import math
+import os
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final, TypeVar
+
+import apsw
+
+from actors.runtime.database_problem import DatabaseError, Problem, describe_holder, require_library, translate
+
+Result = TypeVar("Result")
+
+APPLICATION_ID: Final = 0x52454C43
+"""`PRAGMA application_id` of our databases ("RELC"): a file with tables and without it is somebody else's."""
+
+BUSY_TIMEOUT_MS: Final = 5000
+PATIENCE_S: Final = 5.0
+"""Overall deadline of a write, unless the caller has less time."""
+TRANSACTION_S_MAX: Final = 2.0
+READ_S_MAX: Final = 3.0
+"""A read pins the WAL: checkpoints cannot pass it."""
+BACKOFF_S_MIN: Final = 0.002
+BACKOFF_S_MAX: Final = 0.25
+CACHE_PAGES: Final = 10000
+WAL_BYTES_KEPT_MAX: Final = 16 * 1024 * 1024
+"""Size to which the WAL file is cut when it restarts."""
+_PROGRESS_STEPS: Final = 20_000
+"""Steps of SQLite's virtual machine between two looks at the clock: a few milliseconds."""
+
+
+class Synchronous(StrEnum):
+    """`PRAGMA synchronous`: NORMAL survives every death of processes, FULL a power cut as well."""
+
+    NORMAL = "NORMAL"
+    FULL = "FULL"
+
+
+class CheckpointMode(StrEnum):
+    """How hard a checkpoint tries: PASSIVE waits for nobody, TRUNCATE waits shortly and then empties the WAL file."""
+
+    PASSIVE = "passive"
+    TRUNCATE = "truncate"
+
+
+_CHECKPOINT_MODES: Final = {
+    CheckpointMode.PASSIVE: apsw.SQLITE_CHECKPOINT_PASSIVE,
+    CheckpointMode.TRUNCATE: apsw.SQLITE_CHECKPOINT_TRUNCATE,
+}
+_TRUNCATE_BUSY_TIMEOUT_MS: Final = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """One step of an owner's tables.
+
+    Attributes:
+        statements: SQL that leads from the version before to this one.
+        usable_from: lowest schema version whose program can still work with the result; the previous release must.
+    """
+
+    statements: str
+    usable_from: int
+
+
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """The tables of one owner; its version is the number of migrations.
+
+    Attributes:
+        owner: the actor that owns them, its key in `schema_versions`.
+        migrations: from an empty database on, oldest first; a released one never changes.
+    """
+
+    owner: str
+    migrations: tuple[Migration, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WalState:
+    """The WAL after a checkpoint: pages in it, and how many of them the database file has as well."""
+
+    pages: int
+    checkpointed_pages: int
+
+
+class Database:
+    """One read-write connection under the policy. Not for a message loop, and for one thread at a time.
+
+    Attributes:
+        path: the database file.
+        wal_pages: pages in the WAL as of this connection's last commit or checkpoint.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        schema: Schema,
+        synchronous: Synchronous = Synchronous.NORMAL,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """Describe the connection; `write` opens it."""
+        self.path = path
+        self.wal_pages = 0
+        self._schema = schema
+        self._synchronous = synchronous
+        self._clock = clock
+        self._sleep = sleep
+        self._connection: apsw.Connection | None = None
+        self._file: tuple[int, int] | None = None
+        self._interrupt_at = math.inf
+
+    def write(self, work: Callable[[apsw.Connection], Result], patience_s: float = PATIENCE_S) -> Result:
+        """Run `work` as one transaction and return its result once that is committed.
+
+        `work` may run several times and must have no effect but on the database.
+
+        Raises:
+            DatabaseError: nothing was written.
+        """
+        deadline = self._clock() + patience_s
+        attempt = 0
+        while True:
+            try:
+                return self._transact(work, deadline)
+            except (apsw.BusyError, apsw.LockedError):
+                remaining_s = deadline - self._clock()
+                if remaining_s <= 0:
+                    raise DatabaseError(Problem.LOCKED, self.path, describe_holder(self.path)) from None
+                self._sleep(min(backoff_s(attempt, random.random()), remaining_s))
+                attempt += 1
+            except apsw.Error as error:
+                found = translate(error, self.path)
+                if found.problem not in {Problem.FULL, Problem.TOO_SLOW}:
+                    self.close()
+                raise found from None
+            except DatabaseError:
+                self.close()
+                raise
+
+    def checkpoint(self, mode: CheckpointMode) -> WalState | None:
+        """Move committed pages from the WAL into the database file; None if somebody else was in the way.
+
+        Raises:
+            DatabaseError: it failed; the WAL keeps what it has.
+        """
+        if self._connection is None:
+            return None
+        self._connection.set_busy_timeout(_TRUNCATE_BUSY_TIMEOUT_MS)
+        try:
+            pages, checkpointed = self._connection.wal_checkpoint(mode=_CHECKPOINT_MODES[mode])
+            self._connection.execute("PRAGMA shrink_memory")
+        except (apsw.BusyError, apsw.LockedError):
+            return None
+        except apsw.Error as error:
+            raise translate(error, self.path) from None
+        self.wal_pages = pages
+        return WalState(pages, checkpointed)
+
+    def close(self) -> None:
+        """Close the connection, without a checkpoint; the next write opens it again."""
+        connection, self._connection, self._file = self._connection, None, None
+        if connection is not None:
+            connection.close(True)
+
+    def _transact(self, work: Callable[[apsw.Connection], Result], deadline: float) -> Result:
+        connection = self._ready_connection(deadline)
+        connection.execute("BEGIN IMMEDIATE")
+        self._interrupt_at = self._clock() + TRANSACTION_S_MAX
+        try:
+            result = work(connection)
+            connection.execute("COMMIT")
+        except BaseException:
+            self._interrupt_at = math.inf
+            _roll_back(connection)
+            raise
+        self._interrupt_at = math.inf
+        return result
+
+    def _ready_connection(self, deadline: float) -> apsw.Connection:
+        if self._connection is None:
+            self._open(deadline)
+        elif _file_identity(self.path) != self._file:
+            raise DatabaseError(Problem.REPLACED, self.path)
+        if self._connection is None:
+            raise RuntimeError("an opened database has no connection")
+        self._connection.set_busy_timeout(self._busy_timeout_ms(deadline))
+        return self._connection
+
+    def _open(self, deadline: float) -> None:
+        require_library(self.path)
+        connection = apsw.Connection(self.path)
+        try:
+            connection.set_busy_timeout(self._busy_timeout_ms(deadline))
+            _refuse_foreign(connection, self.path)
+            _configure(connection)
+            if connection.pragma("journal_mode", "WAL") != "wal":
+                raise DatabaseError(Problem.OTHER, self.path, "no WAL on this file system")
+            connection.pragma("synchronous", self._synchronous.value)
+            connection.pragma("journal_size_limit", WAL_BYTES_KEPT_MAX)
+            # A hook in place of SQLite's own one: that one would checkpoint from whichever process commits.
+            connection.set_wal_hook(self._on_commit)
+            connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+            _migrate(connection, self._schema, self.path)
+            connection.set_progress_handler(self._is_overdue, _PROGRESS_STEPS)
+        except BaseException:
+            connection.close(True)
+            raise
+        self._connection = connection
+        self._file = _file_identity(self.path)
+
+    def _busy_timeout_ms(self, deadline: float) -> int:
+        return max(1, min(BUSY_TIMEOUT_MS, int((deadline - self._clock()) * 1000)))
+
+    def _is_overdue(self) -> bool:
+        return self._clock() > self._interrupt_at
+
+    def _on_commit(self, _connection: apsw.Connection, _name: str, pages: int) -> int:
+        self.wal_pages = pages
+        return apsw.SQLITE_OK
+
+
+@contextmanager
+def reading(
+    path: str, limit_s: float = READ_S_MAX, clock: Callable[[], float] = time.monotonic
+) -> Iterator[apsw.Connection]:
+    """Yield a READONLY connection inside one read transaction, so that all its queries see the same state.
+
+    Raises:
+        DatabaseError: the file cannot be read, is not ours, or the queries took longer than `limit_s`.
+    """
+    require_library(path)
+    interrupt_at = clock() + limit_s
+    try:
+        connection = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READONLY)
+    except apsw.Error as error:
+        raise translate(error, path) from None
+    try:
+        connection.set_busy_timeout(max(1, min(BUSY_TIMEOUT_MS, int(limit_s * 1000))))
+        _configure(connection)
+        connection.set_progress_handler(lambda: clock() > interrupt_at, _PROGRESS_STEPS)
+        connection.execute("BEGIN")
+        _refuse_foreign(connection, path)
+        yield connection
+    except apsw.Error as error:
+        raise translate(error, path) from None
+    finally:
+        connection.close(True)
+
+
+def backoff_s(attempt: int, draw: float) -> float:
+    """Return the pause after failed attempt number `attempt` (from 0); `draw` in [0, 1) spreads contenders apart."""
+    return min(BACKOFF_S_MIN * 2.0 ** min(attempt, 16), BACKOFF_S_MAX) * (0.5 + draw / 2)
+
+
+def wal_bytes(path: str) -> int:
+    """Return the size of the WAL file of the database at `path`; 0 if there is none."""
+    try:
+        return os.stat(f"{path}-wal").st_size
+    except OSError:
+        return 0
+
+
+def _file_identity(path: str) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _configure(connection: apsw.Connection) -> None:
+    connection.pragma("cache_size", CACHE_PAGES)
+    connection.pragma("temp_store", "MEMORY")
+
+
+def _refuse_foreign(connection: apsw.Connection, path: str) -> None:
+    # In this order: another process that sets up the file commits its first table and the id together.
+    has_tables = connection.execute("SELECT EXISTS (SELECT 1 FROM sqlite_schema)").get
+    if has_tables and connection.pragma("application_id") != APPLICATION_ID:
+        raise DatabaseError(Problem.FOREIGN, path)
+
+
+def _migrate(connection: apsw.Connection, schema: Schema, path: str) -> None:
+    """Bring the owner's tables to its version, all steps in one transaction."""
+    if _current_version(connection, schema, path) >= len(schema.migrations):
+        return
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        # Several processes open a new file at once: only what is seen under the write lock counts.
+        version = _current_version(connection, schema, path)
+        if version == 0:
+            connection.pragma("application_id", APPLICATION_ID)
+            connection.execute(
+                "CREATE TABLE IF NOT EXISTS schema_versions"
+                " (owner TEXT PRIMARY KEY, version INTEGER NOT NULL, usable_from INTEGER NOT NULL) STRICT"
+            )
+        for migration in schema.migrations[version:]:
+            connection.execute(migration.statements)
+        if version < len(schema.migrations):
+            connection.execute(
+                "INSERT OR REPLACE INTO schema_versions (owner, version, usable_from) VALUES (?, ?, ?)",
+                (schema.owner, len(schema.migrations), schema.migrations[-1].usable_from),
+            )
+        connection.execute("COMMIT")
+    except BaseException:
+        _roll_back(connection)
+        raise
+
+
+def _current_version(connection: apsw.Connection, schema: Schema, path: str) -> int:
+    # Not table_exists(): that one answers from a cached schema, which another process may have outdated.
+    if not connection.execute("SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE name = 'schema_versions')").get:
+        return 0
+    row = connection.execute(
+        "SELECT version, usable_from FROM schema_versions WHERE owner = ?", (schema.owner,)
+    ).fetchone()
+    if row is None:
+        return 0
+    version, usable_from = row
+    if usable_from > len(schema.migrations):
+        raise DatabaseError(
+            Problem.NEWER, path, f"{schema.owner} schema {version}, this program knows {len(schema.migrations)}"
+        )
+    return int(version)
+
+
+def _roll_back(connection: apsw.Connection) -> None:
+    """End the transaction, if SQLite has not already done so (a full disk ends some by itself)."""
+    if connection.in_transaction:
+        connection.execute("ROLLBACK")
