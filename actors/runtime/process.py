@@ -212,7 +212,8 @@ def run_process(arguments: ProcessArguments, body: Callable[[ProcessRuntime], in
 def register_stacks(runtime_dir: str, slot: int) -> None:
     """Have SIGUSR1, and any fatal signal, write the stacks of all threads to `stacks_path`.
 
-    For the launcher and every child. The file is made anew rather than emptied: a replaced process may still have the old one open.
+    For the launcher and every child. The file is made anew rather than emptied: a replaced process may still have the
+    old one open.
     """
     path = stacks_path(runtime_dir, slot)
     try:
