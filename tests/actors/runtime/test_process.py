@@ -131,7 +131,7 @@ def test_what_it_prints_waits_for_no_terminal(home: House) -> None:
         return 0
 
     def child() -> int:
-            os.dup2(writer, 1)
+        os.dup2(writer, 1)
         os.dup2(writer, 2)
         return run_process(home.arguments("worker", SLOT), chatty)
 
