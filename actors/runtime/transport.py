@@ -11,13 +11,14 @@ again: `ConnectionMonitor` tells when.
 import errno
 import os
 import struct
-from enum import Enum, StrEnum
+from enum import StrEnum
 from typing import Any, Final, Self
 
 import zmq
 from zmq.utils import z85
 
 from actors.runtime.paths import Curve, RunInfo
+from actors.runtime.registration import Link
 from protocol.limits import BULK_FRAME_BYTES_MAX, CONTROL_FRAME_BYTES_MAX, TOPIC_BODY_BYTES_MAX
 
 Socket = zmq.Socket[bytes]
@@ -146,14 +147,6 @@ class Admission:
             self.socket.send_multipart([peer, b"", version, request_id, *status, b""], zmq.NOBLOCK)
         except zmq.Again:
             return
-
-
-class Link(Enum):
-    """How far a connecting socket has come."""
-
-    DOWN = "no process listens"
-    OPENING = "connected, and not yet greeted: a hung broker stays like this"
-    UP = "usable"
 
 
 _EVENT: Final = struct.Struct("=hi")

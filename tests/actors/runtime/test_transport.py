@@ -10,12 +10,12 @@ import pytest
 import zmq
 
 from actors.runtime.paths import Curve
+from actors.runtime.registration import Link
 from actors.runtime.transport import (
     FRAME_BYTES_MAX,
     ConnectionMonitor,
     Context,
     Lane,
-    Link,
     Socket,
     Transport,
     local_endpoints,
