@@ -329,7 +329,7 @@ class Look:
 
     Attributes:
         at: monotonic time, s.
-        state: its main thread: R runs or wants to, S sleeps, D waits for a device, T is stopped, t is traced, Z is dead.
+        state: of its main thread: R runs or wants to, S sleeps, D waits for a device, T is stopped, t is traced.
         cpu_s: processor time that all its threads have had.
         waited_s: time that its main thread has been waiting for a processor.
         waits_in: kernel function in which its main thread sleeps.
@@ -383,12 +383,14 @@ def name_cause(standing: Standing, first: Look | None, second: Look | None) -> C
         return Cause.LEASE_OVERRUN
     if state == "D":
         return Cause.WAITING_ON_DISK
-    if first is None or second is None or second.at <= first.at:
-        return Cause.BLOCKED
+    return Cause.BLOCKED if first is None or second is None else _cause_by_processor_time(first, second)
+
+
+def _cause_by_processor_time(first: Look, second: Look) -> Cause:
     elapsed_s = second.at - first.at
     cpu_s = second.cpu_s - first.cpu_s
     waited_s = (second.waited_s or 0.0) - (first.waited_s or 0.0)
-    wants_cpu = cpu_s + waited_s >= RUNNABLE_SHARE * elapsed_s
-    if cpu_s >= LOOP_CPU_SHARE * elapsed_s or (wants_cpu and cpu_s >= LOOP_CPU_S):
-        return Cause.STUCK_IN_LOOP
-    return Cause.STARVED if wants_cpu else Cause.BLOCKED
+    if elapsed_s <= 0 or cpu_s + waited_s < RUNNABLE_SHARE * elapsed_s:
+        return Cause.BLOCKED
+    in_circles = cpu_s >= LOOP_CPU_SHARE * elapsed_s or cpu_s >= LOOP_CPU_S
+    return Cause.STUCK_IN_LOOP if in_circles else Cause.STARVED
