@@ -1,0 +1,94 @@
+"""relctl: how a person or a script asks the system how it is, and changes it.
+
+Exit codes: `health` 0 ok, 1 warning, 2 critical, 3 unknown (its usage errors too). The others 0 done, 1 failed, 2 usage, 10 broker
+unreachable, 11 another instance or locked, 12 integrity failure, 130 interrupted.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, Final, NoReturn
+
+import click
+
+from app.reliability._cli.commands import RelctlGroup, command_name, global_options
+from app.reliability._cli.output import Output
+from app.reliability._cli.session import Ports
+from protocol.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, ErrorCode, LocalError, ReliabilityError
+
+HEALTH_UNKNOWN: Final = 3
+
+
+def print_version(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
+    """Print the version and leave."""
+    if value:
+        from actors.runtime.version import VERSION
+
+        click.echo(f"relctl {VERSION}")
+        context.exit()
+
+
+VERSION_OPTION: Final = click.Option(
+    ["--version"], is_flag=True, is_eager=True, expose_value=False, callback=print_version, help="Show the version."
+)
+
+relctl: Final = RelctlGroup(
+    name="relctl",
+    help="Look after the system that keeps your application alive.",
+    epilog="`relctl COMMAND --help` tells more. The global options may stand before or after COMMAND.",
+    params=[*global_options(), VERSION_OPTION],
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    subcommand_metavar="COMMAND [ARGUMENTS]...",
+)
+
+
+def main() -> NoReturn:
+    """Run relctl on the process's own command line."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str], ports: Ports | None = None) -> int:
+    """Run one command line; returns the exit code. Tests put fakes into `ports`."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        code = _run(arguments, ports)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read has seen enough. The interpreter flushes once more on its way out; that must not complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_OK
+    return code
+
+
+def _run(arguments: Sequence[str], ports: Ports | None) -> int:
+    health = command_name(arguments) == "health"
+    output = Output(json="--json" in arguments, no_color="--no-color" in arguments)
+    try:
+        result: Any = relctl.main(list(arguments), "relctl", standalone_mode=False, obj=ports)
+        return result if isinstance(result, int) else EXIT_OK
+    except click.ClickException as error:
+        output.error(_usage_error(error))
+        return HEALTH_UNKNOWN if health else EXIT_USAGE
+    except ReliabilityError as error:
+        output.error(error)
+        return HEALTH_UNKNOWN if health else error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return HEALTH_UNKNOWN if health else EXIT_INTERRUPTED
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        # The world's fault, not a bug: a full disk, a directory that may not be read.
+        output.error(LocalError(ErrorCode.FAILED, str(error), ""))
+        return HEALTH_UNKNOWN if health else EXIT_FAILED
+
+
+def _usage_error(error: click.ClickException) -> LocalError:
+    context = getattr(error, "ctx", None)
+    hint = f"`{context.command_path} --help` shows how." if context else "`relctl --help` shows how."
+    return LocalError(ErrorCode.USAGE, error.format_message(), hint)
+
+
+if __name__ == "__main__":
+    main()
