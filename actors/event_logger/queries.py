@@ -1,0 +1,154 @@
+"""Reading the event log: for the actor itself, and for relctl when no actor answers. Connections are READONLY."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+import apsw
+
+from actors.event_logger.records import Event, EventFilter, event_document, format_timestamp
+from actors.runtime.database import READ_S_MAX, reading
+from actors.runtime.liveness import LauncherRecord, ProcessState
+from protocol.errors import ErrorCode, LocalError
+from protocol.limits import KIB
+from protocol.severity import Severity
+
+RESULT_BYTES_MAX: Final = 160 * KIB
+"""What one reply on the control lane carries, with room for its encoding."""
+HISTORY_MAX: Final = 50
+"""Restarts returned for one process, the newest."""
+_SELECT: Final = "SELECT seq, id, timestamp_ms, severity, component, event_type, message, attributes FROM events"
+_LIKE_ESCAPE: Final = "\\"
+
+
+def read_events(path: str, wanted: EventFilter, *, bytes_max: int = RESULT_BYTES_MAX) -> dict[str, Any]:
+    """Return ``{"events": [...], "more": bool}`` from the database at `path`.
+
+    Of more events than fit, those that the limit would drop first are left out and `more` is true; ask again with
+    `before_seq` (or `after_seq`, if that was given) to get them.
+
+    Raises:
+        DatabaseError: it cannot be read.
+        LocalError: the pattern is no regular expression.
+    """
+    with reading(path, READ_S_MAX) as connection:
+        if wanted.grep is not None:
+            _load_regexp(connection, wanted.grep)
+        statement, values = _statement(wanted)
+        documents: list[dict[str, Any]] = []
+        size_bytes = 0
+        more = False
+        for seq, event_id, timestamp_ms, severity, *texts in connection.execute(statement, values):
+            event = Event(event_id, timestamp_ms, Severity(severity), *texts)
+            size_bytes += event.size_bytes + 100
+            if len(documents) == wanted.limit or (documents and size_bytes > bytes_max):
+                more = True
+                break
+            documents.append(event_document(seq, event))
+    if wanted.reverse != (wanted.after_seq is None):
+        documents.reverse()
+    return {"events": documents, "more": more}
+
+
+def read_restarts(path: str, name: str | None = None) -> dict[str, list[dict[str, Any]]]:
+    """Return the newest restarts of each process (or of `name`), newest first, from the database at `path`.
+
+    Raises:
+        DatabaseError: it cannot be read.
+    """
+    statement = (
+        "SELECT name, timestamp_ms, reason, exit_code, signal, recovery_ms, incarnation, charged, manual, evidence FROM"
+        " (SELECT *, row_number() OVER (PARTITION BY name ORDER BY timestamp_ms DESC, incarnation DESC) AS place"
+        " FROM restart_records WHERE ?1 IS NULL OR name = ?1) WHERE place <= ?2 ORDER BY name, place"
+    )
+    history: dict[str, list[dict[str, Any]]] = {}
+    with reading(path, READ_S_MAX) as connection:
+        for process, timestamp_ms, *values, charged, manual, evidence in connection.execute(
+            statement, (name, HISTORY_MAX)
+        ):
+            reason, exit_code, signal, recovery_ms, incarnation = values
+            history.setdefault(process, []).append(
+                {
+                    "timestamp": format_timestamp(timestamp_ms),
+                    "reason": reason,
+                    "exit_code": exit_code,
+                    "signal": signal,
+                    "recovery_ms": recovery_ms,
+                    "incarnation": incarnation,
+                    "charged": bool(charged),
+                    "manual": bool(manual),
+                    "evidence": evidence,
+                }
+            )
+    return history
+
+
+def restart_status(
+    records: Iterable[LauncherRecord], history: dict[str, list[dict[str, Any]]], name: str | None = None
+) -> dict[str, Any]:
+    """Join what the board says of each process with its restarts in the table: the answer of `restart_status`.
+
+    A process that only one of the two knows is listed too; without a record its budget is null.
+    """
+    known = {record.name: record for record in records if name is None or record.name == name}
+    processes = []
+    for process in [*known, *(other for other in history if other not in known)]:
+        record = known.get(process)
+        processes.append(
+            {
+                "name": process,
+                "restarts_in_period": record.restarts_in_period if record else None,
+                "restarts_left": record.restarts_left if record else None,
+                "quarantined": record.state == ProcessState.QUARANTINED if record else False,
+                "history": history.get(process, []),
+            }
+        )
+    return {"processes": processes}
+
+
+def _statement(wanted: EventFilter) -> tuple[str, Sequence[object]]:
+    conditions: list[tuple[str, object]] = []
+    if wanted.component is not None:
+        conditions.append(("component = ?", wanted.component))
+    if wanted.since_ms is not None:
+        conditions.append(("timestamp_ms >= ?", wanted.since_ms))
+    if wanted.until_ms is not None:
+        conditions.append(("timestamp_ms <= ?", wanted.until_ms))
+    if wanted.low > Severity.TRACE:
+        conditions.append(("severity >= ?", int(wanted.low)))
+    if wanted.high < Severity.FATAL:
+        conditions.append(("severity <= ?", int(wanted.high)))
+    if wanted.after_seq is not None:
+        conditions.append(("seq > ?", wanted.after_seq))
+    if wanted.before_seq is not None:
+        conditions.append(("seq < ?", wanted.before_seq))
+    if wanted.text is not None:
+        searched = "message || char(10) || event_type || char(10) || component || char(10) || attributes"
+        conditions.append((f"{searched} LIKE ? ESCAPE '{_LIKE_ESCAPE}'", f"%{_escape_like(wanted.text)}%"))
+    if wanted.grep is not None:
+        conditions.append(("message REGEXP ?", wanted.grep))
+    where = " AND ".join(text for text, _ in conditions) or "TRUE"
+    order = "DESC" if wanted.after_seq is None else "ASC"
+    # Text is put together from constants above; every value is bound.
+    statement = f"{_SELECT} WHERE {where} ORDER BY seq {order} LIMIT ?"
+    return statement, [*(value for _, value in conditions), wanted.limit + 1]
+
+
+def _escape_like(text: str) -> str:
+    for character in (_LIKE_ESCAPE, "%", "_"):
+        text = text.replace(character, _LIKE_ESCAPE + character)
+    return text
+
+
+def _load_regexp(connection: apsw.Connection, pattern: str) -> None:
+    """Give the connection REGEXP. SQLite's own takes linear time; Python's could hold the interpreter for hours."""
+    from apsw import sqlite_extra  # noqa: PLC0415 - costs tens of milliseconds, and few queries need it
+
+    try:
+        sqlite_extra.load(connection, "regexp")
+        connection.execute("SELECT '' REGEXP ?", (pattern,)).get  # noqa: B018 - raises for a wrong pattern
+    except sqlite_extra.NotAvailable:
+        raise LocalError(
+            ErrorCode.FAILED, "this apsw comes without SQLite's regexp extension", "Use `search`."
+        ) from None
+    except apsw.SQLError as error:
+        raise LocalError(ErrorCode.USAGE, f"{pattern!r} is no regular expression: {error}") from None
