@@ -201,13 +201,15 @@ def running(
     environment: dict[str, str] | None = None,
 ) -> Iterator[System]:  # fmt: skip
     """Run a system of its own, and end it whatever happens; `config` is what stands below `[supervision]`."""
-    runtime_parent = Path(tempfile.mkdtemp(prefix="rt-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
+    before = os.environ.get(paths.RUNTIME_DIR_VARIABLE)
+    runtime_parent = Path(
+        tempfile.mkdtemp(prefix="rt-", dir=before or ("/dev/shm" if os.path.isdir("/dev/shm") else None))
+    )
     own_data = data_dir is None
     data = data_dir or Path(tempfile.mkdtemp(prefix="relctl-data-"))
     (data / paths.CONFIG_FILE).write_text(f"[supervision]\n{config}")
     variables = os.environ | {paths.RUNTIME_DIR_VARIABLE: str(runtime_parent)} | (environment or {})
     variables.pop(paths.DATA_DIR_VARIABLE, None)
-    before = os.environ.get(paths.RUNTIME_DIR_VARIABLE)
     os.environ[paths.RUNTIME_DIR_VARIABLE] = str(runtime_parent)
     system = System(data, runtime_parent, portable, variables)
     system.client = Client(data_dir=str(data))
