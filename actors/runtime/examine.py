@@ -1,0 +1,139 @@
+"""What can be seen of a peer from outside, without asking it: its slot on the board, and what the system says of it."""
+
+import os
+import sys
+import time
+from typing import Final, Protocol
+
+from actors.runtime.identity import ProcessIdentity
+from actors.runtime.liveness import LauncherRecord, ProcessState, Slot
+from actors.runtime.signalling import SHOW_STACKS
+from actors.runtime.verdict import Look, Observation
+
+_STARTED: Final = frozenset({ProcessState.READY, ProcessState.STOPPING})
+_USER_TIME, _SYSTEM_TIME, _START_TIME = 11, 12, 19
+"""Places in /proc/PID/stat, counted from the state (field 3) on."""
+
+
+def observe(slot: Slot, record: LauncherRecord, boot: str) -> Observation:
+    """Return what the board and the process table say of the process in `slot`, for `HangDetector.tick`.
+
+    Args:
+        slot: the peer's slot.
+        record: what the launcher has written there.
+        boot: the present boot id.
+    """
+    own = slot.process.read()
+    registered = own is not None and (own.incarnation, own.pid) == (record.incarnation, record.pid)
+    leased = own is not None and registered and own.lease_until_ms > 0
+    return Observation(
+        key=slot.number,
+        incarnation=record.incarnation,
+        pid=record.pid,
+        running=record.pid != 0 and ProcessIdentity(record.pid, record.start_time, boot).is_running(),
+        registered=registered,
+        ready=own is not None and own.state in _STARTED,
+        tick=slot.read_beat().tick,
+        lease_until_s=own.lease_until_ms / 1000 if own is not None and leased else 0.0,
+        lease_holds_loop=own is not None and leased and own.lease_holds_loop,
+        hang_timeout_s=record.hang_timeout_ms / 1000,
+        start_timeout_s=record.start_timeout_ms / 1000,
+    )
+
+
+class Examiner(Protocol):
+    """Looks at processes."""
+
+    def look(self, identity: ProcessIdentity) -> Look | None:
+        """Return what the system says of this process now; None if it is gone."""
+
+
+if sys.platform == "linux":
+    from actors.runtime.identity import stat_fields
+
+    class ProcExaminer:
+        """Linux: /proc, which waits for no disk."""
+
+        def __init__(self) -> None:
+            """Learn the unit of processor time."""
+            self._ticks_per_s = os.sysconf("SC_CLK_TCK")
+
+        def look(self, identity: ProcessIdentity) -> Look | None:
+            """See `Examiner`."""
+            at = time.monotonic()
+            fields = stat_fields(identity.pid)
+            if fields is None or int(fields[_START_TIME]) != identity.start_time or fields[0] in "ZX":
+                return None
+            waited = _read(f"/proc/{identity.pid}/schedstat").split()
+            return Look(
+                at=at,
+                state=fields[0],
+                cpu_s=(int(fields[_USER_TIME]) + int(fields[_SYSTEM_TIME])) / self._ticks_per_s,
+                waited_s=int(waited[1]) / 1e9 if len(waited) > 1 else None,
+                waits_in=_read(f"/proc/{identity.pid}/wchan").strip("0"),
+                answers_stacks=_catches(_read(f"/proc/{identity.pid}/status"), SHOW_STACKS),
+                pressure=_pressure(),
+            )
+
+
+class PortableExaminer:
+    """Anywhere, by psutil."""
+
+    def __init__(self) -> None:
+        """Import psutil now, not when the first look is due on a message loop."""
+        import psutil  # noqa: PLC0415 - Linux does without it
+
+        self._psutil = psutil
+        self._letters = {
+            psutil.STATUS_RUNNING: "R",
+            psutil.STATUS_DISK_SLEEP: "D",
+            psutil.STATUS_STOPPED: "T",
+            psutil.STATUS_TRACING_STOP: "t",
+        }
+
+    def look(self, identity: ProcessIdentity) -> Look | None:
+        """See `Examiner`."""
+        try:
+            process = self._psutil.Process(identity.pid)
+            if not identity.is_running():
+                return None
+            times = process.cpu_times()
+            state = self._letters.get(process.status(), "S")
+        except self._psutil.Error:
+            return None
+        return Look(
+            at=time.monotonic(),
+            state=state,
+            cpu_s=times.user + times.system,
+            answers_stacks=SHOW_STACKS is not None,
+        )
+
+
+def examiner(*, portable: bool) -> Examiner:
+    """Return the port's implementation for this system and mode."""
+    if sys.platform == "linux" and not portable:
+        return ProcExaminer()
+    return PortableExaminer()
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="ascii", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+def _catches(status: str, number: int | None) -> bool:
+    caught = next((line[8:] for line in status.splitlines() if line.startswith("SigCgt:")), "0")
+    return number is not None and bool(int(caught, 16) >> (number - 1) & 1)
+
+
+def _pressure() -> dict[str, float]:
+    """Return the ``some avg10`` of each resource; empty where the kernel keeps no count."""
+    found = {}
+    for resource in ("cpu", "io", "memory"):
+        _, _, rest = _read(f"/proc/pressure/{resource}").partition("some avg10=")
+        if rest:
+            found[resource] = float(rest.split(maxsplit=1)[0])
+    return found

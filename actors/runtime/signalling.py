@@ -1,0 +1,106 @@
+"""Signals to exactly one process: never to another one that has inherited its pid.
+
+Two implementations of one port. With a pidfd the order decides: open it, then check that the process which it now holds
+is the one that was meant; from then on the pid may be reused as it likes. The portable one asks psutil, which compares
+the start time just before it signals.
+"""
+
+import os
+import select
+import signal
+import time
+from typing import Final, Protocol
+
+from actors.runtime.identity import ProcessIdentity
+
+HAS_PIDFD: Final = hasattr(os, "pidfd_open")
+KILL: Final[int] = getattr(signal, "SIGKILL", signal.SIGTERM)
+SHOW_STACKS: Final[int | None] = getattr(signal, "SIGUSR1", None)
+"""Answered by `actors.runtime.process.register_stacks`; None where there is no such signal."""
+_LOOK_INTERVAL_S: Final = 0.005
+
+
+class Signaller(Protocol):
+    """Sends signals to identities, and waits for their end."""
+
+    def send(self, identity: ProcessIdentity, number: int) -> bool:
+        """Signal exactly this process; False if it is gone (a zombie is gone), whoever has its pid now."""
+
+    def wait_gone(self, identity: ProcessIdentity, timeout_s: float) -> bool:
+        """Wait until the process is gone; False if it is not after `timeout_s`. Blocks: not for a message loop."""
+
+
+class PidfdSignaller:
+    """Linux."""
+
+    def send(self, identity: ProcessIdentity, number: int) -> bool:
+        """See `Signaller`."""
+        descriptor = open_pidfd(identity)
+        if descriptor is None:
+            return False
+        try:
+            signal.pidfd_send_signal(descriptor, number)  # type: ignore[attr-defined,unused-ignore]
+        except ProcessLookupError:
+            return False
+        finally:
+            os.close(descriptor)
+        return True
+
+    def wait_gone(self, identity: ProcessIdentity, timeout_s: float) -> bool:
+        """See `Signaller`."""
+        descriptor = open_pidfd(identity)
+        if descriptor is None:
+            return True
+        try:
+            poller = select.poll()
+            poller.register(descriptor, select.POLLIN)
+            return bool(poller.poll(timeout_s * 1000))
+        finally:
+            os.close(descriptor)
+
+
+class PortableSignaller:
+    """Anywhere, by psutil. On Windows, where there are no signals, `KILL` ends the process."""
+
+    def __init__(self) -> None:
+        """Import psutil now, not when the first signal is due on a message loop."""
+        import psutil  # noqa: PLC0415 - Linux does without it
+
+        self._psutil = psutil
+
+    def send(self, identity: ProcessIdentity, number: int) -> bool:
+        """See `Signaller`."""
+        try:
+            process = self._psutil.Process(identity.pid)
+            if not identity.is_running():
+                return False
+            process.send_signal(number)
+        except self._psutil.NoSuchProcess:
+            return False
+        return True
+
+    def wait_gone(self, identity: ProcessIdentity, timeout_s: float) -> bool:
+        """See `Signaller`. By looking again and again: waiting through psutil would reap a child of ours."""
+        deadline = time.monotonic() + timeout_s
+        while identity.is_running():
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(_LOOK_INTERVAL_S)
+        return True
+
+
+def signaller(*, portable: bool) -> Signaller:
+    """Return the port's implementation for this system and mode."""
+    return PidfdSignaller() if HAS_PIDFD and not portable else PortableSignaller()
+
+
+def open_pidfd(identity: ProcessIdentity) -> int | None:
+    """Return a descriptor that is readable once this process has ended; None if it has already (a zombie has)."""
+    try:
+        descriptor = os.pidfd_open(identity.pid)  # type: ignore[attr-defined,unused-ignore]
+    except (ProcessLookupError, ValueError):
+        return None
+    if identity.is_running():
+        return int(descriptor)
+    os.close(descriptor)
+    return None
