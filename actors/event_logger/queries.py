@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import apsw
 
-from actors.event_logger.records import Event, EventFilter, event_document, format_timestamp
+from actors.event_logger.records import Event, EventFilter, event_document, format_timestamp, parse_filter
 from actors.runtime.database import READ_S_MAX, reading
 from actors.runtime.liveness import LauncherRecord, ProcessState
 from protocol.errors import ErrorCode, LocalError
@@ -47,6 +47,16 @@ def read_events(path: str, wanted: EventFilter, *, bytes_max: int = RESULT_BYTES
     if wanted.reverse != (wanted.after_seq is None):
         documents.reverse()
     return {"events": documents, "more": more}
+
+
+def query(path: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return what the operations `query` and `search` would answer to `arguments`, from the database at `path`.
+
+    Raises:
+        ProtocolError: an argument is wrong.
+        DatabaseError, LocalError: as `read_events`.
+    """
+    return read_events(path, parse_filter(arguments))
 
 
 def read_restarts(path: str, name: str | None = None) -> dict[str, list[dict[str, Any]]]:
