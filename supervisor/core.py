@@ -1,0 +1,429 @@
+"""The launcher's decisions: who is started, when, and who is told to leave. A pure state machine.
+
+`Supervisor` takes what happened (`exited`, `became_ready`, `judged_hung`, `command`, `stop`, `turn`) with the
+monotonic time, and returns effects, to be carried out in their order: what is to be remembered comes before what
+depends on it. The changes of state are `model.TRANSITIONS`. What it holds to:
+
+- a name has at most one process: the next one is started when the last one is known to be dead;
+- charged restarts never exceed the budget in any rolling period; whoever failed beyond it is quarantined, and tried
+  again as soon as the budget allows;
+- only the process that failed is charged, and what a person asks for never is;
+- what was stopped stays stopped until a person starts it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from protocol.errors import ErrorCode, LocalError
+from protocol.severity import Severity
+from supervisor.budget import Charges
+from supervisor.model import (
+    LIVE,
+    TRANSITIONS,
+    ChildSpec,
+    Effect,
+    Event,
+    Exit,
+    Found,
+    Kill,
+    Leave,
+    MarkStop,
+    Persist,
+    Phase,
+    RecordRecovery,
+    RecordRestart,
+    Remembered,
+    Say,
+    Spawn,
+    State,
+    Terminate,
+)
+
+BACKOFF_FIRST_S: Final = 0.5
+BACKOFF_S_MAX: Final = 5.0
+"""Delay before the next start of a process that ended before it was ready; doubles with each such end in a row."""
+KILL_AGAIN_S: Final = 1.0
+KILL_PATIENCE_S: Final = 10.0
+"""A process that survives SIGKILL for so long (it waits in the kernel) no longer holds up a stop of the system."""
+MARK_PATIENCE_S: Final = 2.0
+"""How long a stop waits for its durable marker: a stalled disk must not keep the system from stopping."""
+
+
+@dataclass(slots=True)
+class Child:
+    """One supervised process, as the core sees it.
+
+    Attributes:
+        state: changed by `TRANSITIONS` only, once adopted.
+        since: when the state began.
+        incarnation: the present life, or the last one.
+        wanted: whether it shall run; False after a stop by hand.
+        charges: its charged restarts.
+        started_at: when the present process was started.
+        due_at: when the next start is due, in `BACKOFF` and `QUARANTINED`; None if only a person can start it.
+        deadline: when the core acts by itself: `STARTING` must be over, or `STOPPING` has taken too long.
+        grace_used: whether `deadline` was already put off because the launcher itself was late.
+        killed_at: when it was first killed, in `STOPPING`.
+        ending: why it was told to leave; None if it was not.
+        reason: why the last life ended.
+        failures: how many lives in a row ended before they were ready.
+        ended_at: when the life before this one ended, until this one is ready.
+    """
+
+    spec: ChildSpec
+    state: State = State.STOPPED
+    since: float = 0.0
+    incarnation: int = 0
+    wanted: bool = True
+    charges: Charges = ()
+    started_at: float = 0.0
+    due_at: float | None = None
+    deadline: float | None = None
+    grace_used: bool = False
+    killed_at: float | None = None
+    ending: "Ending | None" = None
+    reason: str = ""
+    failures: int = 0
+    ended_at: float | None = None
+
+    def move(self, event: Event, now: float) -> None:
+        """Change the state as `TRANSITIONS` says.
+
+        Raises:
+            RuntimeError: the table has no such change; that is a defect.
+        """
+        state = TRANSITIONS.get((self.state, event))
+        if state is None:
+            raise RuntimeError(f"{self.spec.name}: {event} cannot happen in {self.state}")
+        self.state = state
+        self.since = now
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """Why a process was told to leave: a failure that the launcher saw, or somebody's wish."""
+
+    reason: str
+    failed: bool
+    manual: bool = False
+
+
+@dataclass(slots=True)
+class Supervisor:
+    """Decides for all processes of one system.
+
+    Attributes:
+        children: by name, in the order of starting.
+        phase: whether the system runs or stops.
+        late_turn_s: a turn that comes so much later than the last one means that the launcher, or the machine, stood
+            still: whoever was being waited for gets one fresh window.
+    """
+
+    children: dict[str, Child]
+    late_turn_s: float
+    phase: Phase = Phase.RUNNING
+    _marking_until: float = 0.0
+    _last_turn: float | None = None
+    _requested_by: str = ""
+
+    @classmethod
+    def of(cls, specs: Sequence[ChildSpec], remembered: Mapping[str, Remembered], late_turn_s: float) -> "Supervisor":
+        """Return a supervisor of `specs` that has started nothing yet."""
+        children = {}
+        for spec in specs:
+            past = remembered.get(spec.name, Remembered())
+            children[spec.name] = Child(spec, incarnation=past.incarnation, wanted=past.wanted, charges=past.charges)
+            if past.quarantined:
+                children[spec.name].state = State.QUARANTINED
+        return cls(children, late_turn_s)
+
+    def remembered(self) -> dict[str, Remembered]:
+        """Return what has to outlive this launcher."""
+        return {
+            name: Remembered(child.incarnation, child.charges, child.wanted, child.state is State.QUARANTINED)
+            for name, child in self.children.items()
+        }
+
+    def next_deadline(self) -> float | None:
+        """Return when `turn` has something to do at the latest, if nothing else happens."""
+        times = [self._marking_until] if self.phase is Phase.MARKING else []
+        for child in self.children.values():
+            times += [time for time in (child.due_at, child.deadline) if time is not None]
+        return min(times, default=None)
+
+    # --- what happens ---------------------------------------------------------------------------------------------
+
+    def begin(self, found: Mapping[str, Found], now: float) -> list[Effect]:
+        """Take over what a predecessor left on the board (nothing, after a clean start), and start the rest."""
+        self._last_turn = now
+        effects: list[Effect] = []
+        for name, child in self.children.items():
+            child.since = now
+            if name in found:
+                effects += self._adopt(child, found[name], now)
+            elif not child.wanted:
+                child.state = State.STOPPED
+            elif child.state is State.QUARANTINED and not child.spec.budget.allows(child.charges, now):
+                child.due_at = child.spec.budget.free_at(child.charges, now)
+            else:
+                effects += self._start(child, now, charged=False)
+        return effects
+
+    def became_ready(self, name: str, incarnation: int, now: float) -> list[Effect]:
+        """The process says that it is ready."""
+        child = self.children[name]
+        if child.state is not State.STARTING or child.incarnation != incarnation:
+            return []
+        child.move(Event.READY, now)
+        child.deadline = None
+        child.failures = 0
+        effects: list[Effect] = [Say(Severity.INFO, "process_ready", f"{name} is ready", name)]
+        if child.ended_at is not None:
+            effects.append(RecordRecovery(name, incarnation - 1, now - child.ended_at))
+            child.ended_at = None
+        return effects
+
+    def exited(self, name: str, incarnation: int, exit_: Exit, now: float) -> list[Effect]:
+        """The process is dead. It is started again, quarantined, or stays down, as budget and wishes have it."""
+        child = self.children[name]
+        if child.state not in LIVE or child.incarnation != incarnation:
+            return []
+        ending = child.ending
+        if ending is not None:
+            exit_ = Exit(ending.reason, exit_.exit_code, exit_.signal, exit_.evidence)
+        child.ending = child.deadline = child.killed_at = None
+        child.reason = exit_.reason
+        child.ended_at = now
+        if self.phase is not Phase.RUNNING or not child.wanted:
+            return self._left(child, exit_, now)
+        if ending is not None and not ending.failed:
+            child.move(Event.LEFT, now)
+            record = RecordRestart(name, incarnation, exit_, charged=False, manual=ending.manual)
+            return [record, *self._start(child, now, charged=False)]
+        return self._failed(child, exit_, now)
+
+    def judged_hung(self, name: str, incarnation: int, cause: str, now: float) -> list[Effect]:
+        """The process does not move any more; it is killed and counts as failed."""
+        child = self.children[name]
+        if child.state not in (State.STARTING, State.READY) or child.incarnation != incarnation:
+            return []
+        return self._kill(child, Ending(f"hung: {cause}", failed=True), now)
+
+    def command(self, op: str, name: str, who: str, now: float) -> list[Effect]:
+        """Start, stop or restart one process because a person wants it; never charged.
+
+        Raises:
+            LocalError: there is no such process, or the system is stopping.
+        """
+        child = self.children.get(name)
+        if child is None:
+            known = ", ".join(self.children)
+            raise LocalError(
+                ErrorCode.USAGE, f"the launcher supervises no process called {name!r}", f"It knows {known}."
+            )
+        if self.phase is not Phase.RUNNING:
+            raise LocalError(ErrorCode.DRAINING, "the system is stopping", "Start it again with `relctl up`.")
+        child.wanted = op != "stop"
+        effects: list[Effect] = [Persist(), Say(Severity.NOTICE, f"{op}_requested", f"{op} of {name} by {who}", name)]
+        if child.state not in LIVE:
+            if child.wanted:
+                effects += self._start(child, now, charged=False)
+            elif child.state is not State.STOPPED:
+                child.move(Event.LEFT, now)
+                child.due_at = None
+        elif op != "start" and child.state is not State.STOPPING:
+            effects += self._terminate(child, Ending(f"{op} requested by {who}", failed=False, manual=True), now)
+        return effects
+
+    def stop(self, who: str, now: float) -> list[Effect]:
+        """Stop the whole system, because `who` wants it."""
+        if self.phase is not Phase.RUNNING:
+            return []
+        self.phase = Phase.MARKING
+        self._marking_until = now + MARK_PATIENCE_S
+        self._requested_by = who
+        message = f"the system is being stopped: requested by {who}"
+        return [Say(Severity.NOTICE, "system_stopping", message, "launcher"), MarkStop(who)]
+
+    def stop_marked(self, now: float) -> list[Effect]:
+        """The stop marker is durable."""
+        if self.phase is not Phase.MARKING:
+            return []
+        self.phase = Phase.STOPPING
+        for child in self.children.values():
+            child.due_at = None
+            if child.state is State.BACKOFF:
+                child.move(Event.LEFT, now)
+        return self._stop_next_rank(now)
+
+    def force(self, now: float) -> list[Effect]:
+        """Do not wait any longer: kill whoever is left of a system that is being stopped."""
+        effects = self.stop_marked(now)
+        for child in self.children.values():
+            if child.state in LIVE and child.killed_at is None:
+                effects += self._kill(child, Ending("killed: the stop was forced", failed=False), now)
+        return effects
+
+    def turn(self, now: float) -> list[Effect]:
+        """Do what has become due; to be called on every turn of the launcher's loop."""
+        if self._last_turn is not None and now - self._last_turn > self.late_turn_s:
+            self._grant_grace(now)
+        self._last_turn = now
+        effects: list[Effect] = []
+        if self.phase is Phase.MARKING and now >= self._marking_until:
+            effects += self.stop_marked(now)
+        for child in self.children.values():
+            if child.deadline is not None and now >= child.deadline:
+                effects += self._overdue(child, now)
+            elif child.due_at is not None and now >= child.due_at and self.phase is Phase.RUNNING:
+                effects += self._start(child, now, charged=True)
+        if self.phase is Phase.STOPPING:
+            effects += self._stop_next_rank(now)
+        return effects
+
+    # --- how it is decided ----------------------------------------------------------------------------------------
+
+    def _adopt(self, child: Child, found: Found, now: float) -> list[Effect]:
+        child.reason = found.reason
+        child.since = found.since
+        if found.had_process:
+            child.incarnation = found.incarnation
+            child.started_at = found.started_at
+            child.state = found.state if found.state in LIVE else State.READY
+            return self._adopt_living(child, found, now) if found.alive else self._adopt_dead(child, found, now)
+        child.incarnation = max(child.incarnation, found.incarnation)
+        if child.wanted and found.state in (State.BACKOFF, State.QUARANTINED):
+            child.state = found.state
+            child.due_at = child.spec.budget.free_at(child.charges, now)
+            if child.due_at != now:
+                child.state = State.QUARANTINED
+            elif found.state is State.BACKOFF:
+                child.due_at = min(max(found.retry_at, now), now + BACKOFF_S_MAX)
+            return []
+        child.state = State.STOPPED
+        # In STARTING without a process: the predecessor died before it could start what it had already charged.
+        return self._start(child, now, charged=False) if child.wanted else []
+
+    def _adopt_living(self, child: Child, found: Found, now: float) -> list[Effect]:
+        name = child.spec.name
+        said = Say(Severity.INFO, "process_adopted", f"{name} was found running and goes on", name)
+        if not child.wanted:
+            child.state = State.READY
+            return [said, *self._terminate(child, Ending("stopped by hand before", failed=False), now)]
+        if found.leaving or found.state is State.STOPPING:
+            child.state = State.READY
+            return [said, *self._terminate(child, Ending("was leaving when this launcher began", failed=False), now)]
+        if child.state is State.STARTING:
+            child.deadline = now + child.spec.start_timeout_s
+            child.failures = 1
+        return [said]
+
+    def _adopt_dead(self, child: Child, found: Found, now: float) -> list[Effect]:
+        child.failures = int(child.state is State.STARTING)
+        if found.leaving or found.state is State.STOPPING:
+            child.ending = Ending("was leaving when its launcher died", failed=False)
+        return self.exited(child.spec.name, found.incarnation, found.exit, now)
+
+    def _start(self, child: Child, now: float, *, charged: bool) -> list[Effect]:
+        effects: list[Effect] = []
+        if child.state is State.QUARANTINED:
+            message = f"{child.spec.name} leaves quarantine and is tried again"
+            effects.append(Say(Severity.NOTICE, "quarantine_left", message, child.spec.name))
+        if charged:
+            child.charges = child.spec.budget.add(child.charges, now)
+        child.failures = child.failures + 1 if charged else 1
+        child.move(Event.START, now)
+        child.incarnation += 1
+        child.started_at = now
+        child.due_at = child.ending = child.killed_at = None
+        child.deadline = now + child.spec.start_timeout_s
+        child.grace_used = False
+        return [Persist(), Spawn(child.spec.name, child.incarnation), *effects]
+
+    def _failed(self, child: Child, exit_: Exit, now: float) -> list[Effect]:
+        name, budget = child.spec.name, child.spec.budget
+        if not budget.allows(child.charges, now):
+            child.move(Event.EXHAUSTED, now)
+            child.due_at = budget.free_at(child.charges, now)
+            again = (
+                "only a person can start it" if child.due_at is None else f"tried again in {child.due_at - now:.0f} s"
+            )
+            message = (
+                f"{name}: {exit_.reason}; after {budget.restart_max} restarts in {budget.period_s:g} s it is "
+                f"quarantined, {again}"
+            )
+            return [
+                Persist(),
+                RecordRestart(name, child.incarnation, exit_, charged=False, manual=False),
+                Say(Severity.CRITICAL, "process_quarantined", message, name),
+            ]
+        child.move(Event.FAILED, now)
+        delay_s = min(BACKOFF_FIRST_S * 2.0 ** (child.failures - 1), BACKOFF_S_MAX) if child.failures else 0.0
+        child.due_at = now + delay_s
+        effects: list[Effect] = [RecordRestart(name, child.incarnation, exit_, charged=True, manual=False)]
+        if not delay_s:
+            effects += self._start(child, now, charged=True)
+        again = f"started again in {delay_s:g} s" if delay_s else "started again"
+        return [*effects, Say(Severity.ERROR, "process_failed", f"{name}: {exit_.reason}; {again}", name)]
+
+    def _left(self, child: Child, exit_: Exit, now: float) -> list[Effect]:
+        child.move(Event.LEFT, now)
+        child.ended_at = None
+        return [Say(Severity.NOTICE, "process_stopped", f"{child.spec.name}: {exit_.reason}", child.spec.name)]
+
+    def _terminate(self, child: Child, ending: Ending, now: float) -> list[Effect]:
+        child.move(Event.LEAVE, now)
+        child.ending = ending
+        child.deadline = now + child.spec.stop_timeout_s
+        child.grace_used = False
+        return [Terminate(child.spec.name)]
+
+    def _kill(self, child: Child, ending: Ending, now: float) -> list[Effect]:
+        if child.state is not State.STOPPING:
+            child.move(Event.LEAVE, now)
+        child.ending = ending
+        child.killed_at = now
+        child.deadline = now + KILL_AGAIN_S
+        name = child.spec.name
+        return [Kill(name), Say(Severity.WARN, "process_killed", f"{name} is killed: {ending.reason}", name)]
+
+    def _overdue(self, child: Child, now: float) -> list[Effect]:
+        name = child.spec.name
+        if child.state is State.STARTING:
+            reason = f"did not become ready within {child.spec.start_timeout_s:g} s"
+            return self._kill(child, Ending(reason, failed=True), now)
+        if child.killed_at is None:
+            ending = child.ending or Ending("was told to leave", failed=False)
+            said = f"{ending.reason}; did not leave within {child.spec.stop_timeout_s:g} s"
+            return self._kill(child, Ending(said, ending.failed, ending.manual), now)
+        if now - child.killed_at < KILL_PATIENCE_S:
+            child.deadline = now + KILL_AGAIN_S
+            return [Kill(name)]
+        child.deadline = None
+        message = (
+            f"{name} was killed {KILL_PATIENCE_S:g} s ago and is not dead: it waits in the kernel, maybe for a disk"
+        )
+        return [Say(Severity.ERROR, "process_unkillable", message, name)]
+
+    def _stop_next_rank(self, now: float) -> list[Effect]:
+        left = [child for child in self.children.values() if child.state in LIVE]
+        awaited = [child for child in left if child.killed_at is None or child.deadline is not None]
+        if not awaited:
+            self.phase = Phase.GONE
+            message = f"the system has stopped: requested by {self._requested_by}"
+            return [Persist(), Say(Severity.NOTICE, "system_stopped", message, "launcher"), Leave(1 if left else 0)]
+        rank = min(child.spec.stop_rank for child in awaited)
+        effects: list[Effect] = []
+        for child in awaited:
+            if child.spec.stop_rank == rank and child.state is not State.STOPPING:
+                effects += self._terminate(child, Ending("the system stops", failed=False), now)
+        return effects
+
+    def _grant_grace(self, now: float) -> None:
+        for child in self.children.values():
+            if child.deadline is None or child.grace_used or child.killed_at is not None:
+                continue
+            starting = child.state is State.STARTING
+            child.deadline = now + (child.spec.start_timeout_s if starting else child.spec.stop_timeout_s)
+            child.grace_used = True

@@ -1,0 +1,103 @@
+"""Process control: what the launcher needs from an operating system, and nothing more.
+
+Two implementations: `posix` (fork, pidfd, sessions; Linux) and `portable` (exec, psutil; anywhere). Both hold to:
+
+- every process leads a session (where there are sessions) of its own, so that it can be ended with all its descendants;
+- nothing is signalled whose identity is not certain: a reused pid is somebody else;
+- a death is reported once, after the last stragglers of the session have been killed; only then may a successor start.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol
+
+from actors.runtime.arguments import ProcessArguments
+from actors.runtime.identity import ProcessIdentity
+
+SOURCE_ROOT: Final = str(Path(__file__).resolve().parents[1])
+"""Where `protocol`, `broker`, `actors` and `supervisor` lie; a child by exec finds them through PYTHONPATH."""
+DURABLE_MODULE: Final = "supervisor.durable"
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """What to start: a module with ``main(ProcessArguments) -> int`` that runs the same by ``python -m``."""
+
+    module: str
+    arguments: ProcessArguments
+
+    def command(self) -> list[str]:
+        """Return the command that starts it by exec; -P keeps a host's own modules from shadowing ours."""
+        return [sys.executable, "-P", "-m", self.module, *self.arguments.to_argv()]
+
+
+@dataclass(frozen=True, slots=True)
+class ExitStatus:
+    """How a process ended; both None where the system does not tell (it was no child of ours)."""
+
+    exit_code: int | None = None
+    signal: int | None = None
+
+
+class Process(Protocol):
+    """One process under supervision."""
+
+    @property
+    def identity(self) -> ProcessIdentity:
+        """Who it is."""
+
+    @property
+    def exit_fd(self) -> int | None:
+        """A descriptor that becomes readable when it ends; None where `poll_exit` has to be asked on every turn."""
+
+    def release(self) -> None:
+        """Let a spawned process begin: it is on record now, so that a successor of ours would find it."""
+
+    def poll_exit(self) -> ExitStatus | None:
+        """Return how it ended, after killing what is left of its tree and reaping it; None while it lives."""
+
+    def terminate(self, *, thaw: bool) -> None:
+        """Ask it and its group to leave; `thaw` wakes stopped members up to hear it. Remembers the tree first."""
+
+    def kill(self) -> None:
+        """Kill it with its whole tree."""
+
+    def close(self) -> None:
+        """Give its descriptors back; the process itself is not touched."""
+
+
+class ProcessControl(Protocol):
+    """Starts and adopts processes."""
+
+    def prepare(self, modules: Sequence[str]) -> dict[str, str]:
+        """Do ahead what makes starts fast; returns for each module that cannot be loaded the reason."""
+
+    def spawn(self, launch: Launch) -> Process:
+        """Start a process; it does nothing before `Process.release`, where that can be held back.
+
+        Raises:
+            OSError: the system has no room for it.
+        """
+
+    def adopt(self, identity: ProcessIdentity) -> Process | None:
+        """Take over a running process that somebody else started; None if it is gone."""
+
+    def copy_durably(self, source: str, target: str) -> Process:
+        """Start a one-shot process that makes `target` a copy of `source` that survives a power cut.
+
+        So it is not the launcher that waits for the disk.
+
+        Raises:
+            OSError: the system has no room for it.
+        """
+
+
+def child_environment() -> dict[str, str]:
+    """Return the environment of a child by exec: ours, with the source root to import from."""
+    environment = dict(os.environ)
+    paths = [SOURCE_ROOT, *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
+    environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
+    return environment

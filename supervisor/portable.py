@@ -1,0 +1,158 @@
+"""Process control anywhere: exec, psutil, and one more look at every turn.
+
+What the system does not offer is done without: no gate (a child that no board knows leaves by itself once it sees its
+slot given to another), no descriptor that tells of an exit (SIGCHLD wakes the launcher where there is one, and it looks
+on every turn), no session on Windows (the tree is found by parents).
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Final
+
+import psutil
+
+from actors.runtime.identity import ProcessIdentity, boot_id, identity_of
+from supervisor.port import DURABLE_MODULE, ExitStatus, Launch, child_environment
+
+_ON_WINDOWS: Final = sys.platform == "win32"
+_CREATION_FLAGS: Final[int] = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0) | getattr(
+    subprocess, "CREATE_NO_WINDOW", 0
+)
+
+
+class PortableProcess:
+    """See `supervisor.port.Process`."""
+
+    def __init__(self, identity: ProcessIdentity, child: "subprocess.Popen[bytes] | None") -> None:
+        """Hold a process; `child` if we started it ourselves."""
+        self.identity = identity
+        self._child = child
+        self._tree: list[psutil.Process] = []
+
+    @property
+    def exit_fd(self) -> int | None:
+        """See `Process`."""
+        return None
+
+    def release(self) -> None:
+        """See `Process`: nothing holds it back."""
+
+    def poll_exit(self) -> ExitStatus | None:
+        """See `Process`."""
+        if self.identity.is_running():
+            return None
+        # Before a child is reaped, its number is still nobody else's: the last moment to end its group.
+        self._kill_rest()
+        if self._child is None:
+            return ExitStatus()
+        code = self._child.poll()
+        if code is None:  # not yet a child that can be waited for: look again
+            return None
+        return ExitStatus(signal=-code) if code < 0 else ExitStatus(exit_code=code)
+
+    def terminate(self, *, thaw: bool) -> None:
+        """See `Process`. On Windows the group gets CTRL_BREAK, which Python programs see as SIGBREAK."""
+        self._remember_tree()
+        if not self.identity.is_running():
+            return
+        if sys.platform == "win32":
+            os.kill(self.identity.pid, signal.CTRL_BREAK_EVENT)
+        else:
+            self._signal_group(signal.SIGTERM)
+            if thaw:
+                self._signal_group(signal.SIGCONT)
+
+    def kill(self) -> None:
+        """See `Process`."""
+        self._remember_tree()
+        if self.identity.is_running():
+            try:
+                psutil.Process(self.identity.pid).kill()
+            except psutil.Error:
+                pass
+        self._kill_rest()
+
+    def close(self) -> None:
+        """See `Process`."""
+
+    def _remember_tree(self) -> None:
+        if not self.identity.is_running():
+            return
+        try:
+            found = psutil.Process(self.identity.pid).children(recursive=True)
+        except psutil.Error:
+            return
+        self._tree += [process for process in found if process not in self._tree]
+
+    def _kill_rest(self) -> None:
+        """Kill what is left of the group and of the remembered tree; on Windows, of the orphans too."""
+        if sys.platform == "win32":
+            self._tree += _orphans(self.identity)
+        elif self._owns_number():
+            self._signal_group(signal.SIGKILL)
+        for process in self._tree:
+            try:
+                process.kill()  # psutil compares start times first
+            except psutil.Error:
+                continue
+
+    def _owns_number(self) -> bool:
+        """Whether the number, as that of a group, is certainly not somebody else's.
+
+        A child's is its own until it is reaped. The number of a group that has members is given to no new process: so
+        if there is no such process, a group of that number is the old one.
+        """
+        unreaped = self._child is not None and self._child.returncode is None
+        return unreaped or self.identity.is_running() or not psutil.pid_exists(self.identity.pid)
+
+    def _signal_group(self, number: int) -> None:
+        if sys.platform != "win32":
+            try:
+                os.killpg(self.identity.pid, number)
+            except (ProcessLookupError, PermissionError):
+                return
+
+
+class PortableControl:
+    """See `supervisor.port.ProcessControl`."""
+
+    def prepare(self, modules: Sequence[str]) -> dict[str, str]:
+        """See `ProcessControl`: nothing can be done ahead, each child imports for itself."""
+        return {}
+
+    def spawn(self, launch: Launch) -> PortableProcess:
+        """See `ProcessControl`."""
+        return _started(launch.command())
+
+    def adopt(self, identity: ProcessIdentity) -> PortableProcess | None:
+        """See `ProcessControl`."""
+        return PortableProcess(identity, None) if identity.is_running() else None
+
+    def copy_durably(self, source: str, target: str) -> PortableProcess:
+        """See `ProcessControl`."""
+        return _started([sys.executable, "-P", "-m", DURABLE_MODULE, source, target])
+
+
+def _started(command: list[str]) -> PortableProcess:
+    child = subprocess.Popen(
+        command,
+        env=child_environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=not _ON_WINDOWS,
+        creationflags=_CREATION_FLAGS,
+    )
+    return PortableProcess(identity_of(child.pid) or ProcessIdentity(child.pid, 0, boot_id()), child)
+
+
+def _orphans(parent: ProcessIdentity) -> list[psutil.Process]:
+    """Return who names `parent` as parent and is not older: Windows keeps the number after the parent's end."""
+    return [
+        process
+        for process in psutil.process_iter(["ppid", "create_time"])
+        if process.info["ppid"] == parent.pid and round(process.info["create_time"] * 100) >= parent.start_time
+    ]

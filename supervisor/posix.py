@@ -1,0 +1,287 @@
+"""Process control on Linux: fork where that is safe, exec where not; pidfds; a session for every process.
+
+A fork of the launcher, which has imported everything and opened nothing, is ready in milliseconds. The child drops
+what it inherited and then waits at a gate - a pipe - until the launcher has put it on record: if the launcher dies in
+between, the child reads the end of the pipe and leaves, so no process ever runs that no board knows.
+"""
+
+import gc
+import importlib
+import os
+import select
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NoReturn, TypeAlias
+
+from actors.runtime.identity import ProcessIdentity, boot_id, stat_fields
+from actors.runtime.signalling import PidfdSignaller, open_pidfd
+from supervisor import durable
+from supervisor.port import ExitStatus, Launch, child_environment
+
+Entry: TypeAlias = Callable[[Any], int]
+
+EXIT_CRASHED: Final = 70
+"""Exit code (EX_SOFTWARE) of a child that raised where nobody caught it."""
+_PPID, _START_TIME = 1, 19
+"""Places in /proc/PID/stat, counted from the state (field 3) on."""
+_HANDLED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+_GO: Final = b"g"
+
+_signaller: Final = PidfdSignaller()
+
+
+class PosixProcess:
+    """See `supervisor.port.Process`."""
+
+    def __init__(self, identity: ProcessIdentity, pidfd: int, *, is_child: bool, gate: int | None = None) -> None:
+        """Hold an open `pidfd` of `identity`; `gate` is the end of the pipe that a spawned one waits at."""
+        self.identity = identity
+        self._pidfd = pidfd
+        self._is_child = is_child
+        self._gate = gate
+        self._tree: list[ProcessIdentity] = []
+
+    @property
+    def exit_fd(self) -> int | None:
+        """See `Process`."""
+        return self._pidfd
+
+    def release(self) -> None:
+        """See `Process`."""
+        if self._gate is None:
+            return
+        try:
+            os.write(self._gate, _GO)
+        except BrokenPipeError:  # it died at the gate; its pidfd says so
+            pass
+        self._close_gate()
+
+    def poll_exit(self) -> ExitStatus | None:
+        """See `Process`."""
+        if not self._is_child:
+            poller = select.poll()
+            poller.register(self._pidfd, select.POLLIN)
+            if not poller.poll(0):
+                return None
+            self._kill_rest()
+            return ExitStatus()
+        try:
+            # WNOWAIT: as long as the leader is not reaped, nobody else can get its number, as a pid or as a session.
+            ended = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if ended is None:
+                return None
+            self._kill_rest()
+            os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)
+        except ChildProcessError:
+            return ExitStatus()
+        by_signal = ended.si_code != os.CLD_EXITED
+        return ExitStatus(signal=ended.si_status) if by_signal else ExitStatus(exit_code=ended.si_status)
+
+    def terminate(self, *, thaw: bool) -> None:
+        """See `Process`."""
+        self._remember_tree()
+        self._signal_group(signal.SIGTERM)
+        if thaw:
+            self._signal_group(signal.SIGCONT)
+
+    def kill(self) -> None:
+        """See `Process`."""
+        self._remember_tree()
+        try:
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        self._signal_group(signal.SIGKILL)
+        self._kill_rest()
+
+    def close(self) -> None:
+        """See `Process`."""
+        self._close_gate()  # without a word: a process that still waits there leaves
+        os.close(self._pidfd)
+
+    def _close_gate(self) -> None:
+        if self._gate is not None:
+            os.close(self._gate)
+            self._gate = None
+
+    def _remember_tree(self) -> None:
+        """Note the descendants now: once their parents are dead, nobody can tell any more whose they were."""
+        if self._is_running():
+            known = set(self._tree)
+            self._tree += [identity for identity in _descendants(self.identity.pid) if identity not in known]
+
+    def _signal_group(self, number: int) -> None:
+        if not self._is_running():
+            return
+        try:
+            os.killpg(self.identity.pid, number)
+        except (ProcessLookupError, PermissionError):
+            # Gone by now, or not a group leader yet: a child that is about to call setsid has no descendants.
+            _signaller.send(self.identity, number)
+
+    def _is_running(self) -> bool:
+        """Whether the number is still this process's; true for a zombie of ours that was not reaped."""
+        fields = stat_fields(self.identity.pid)
+        return fields is not None and int(fields[_START_TIME]) == self.identity.start_time
+
+    def _kill_rest(self) -> None:
+        """Kill what is left of the session and of the remembered tree."""
+        for member in session_members(self.identity):
+            _signaller.send(member, signal.SIGKILL)
+        for descendant in self._tree:
+            _signaller.send(descendant, signal.SIGKILL)
+
+
+class PosixControl:
+    """See `supervisor.port.ProcessControl`."""
+
+    def __init__(self, drop_inherited: Callable[[], None]) -> None:
+        """`drop_inherited` is called first thing in a child: it closes what belongs to the launcher alone."""
+        self._drop_inherited = drop_inherited
+        self._entries: dict[str, Entry] | None = None
+        self._may_fork = True
+
+    def prepare(self, modules: Sequence[str]) -> dict[str, str]:
+        """See `ProcessControl`: import what the children run, then keep the collector off the shared pages."""
+        problems = {}
+        entries: dict[str, Entry] = {}
+        for name in modules:
+            try:
+                entries[name] = importlib.import_module(name).main
+            except Exception:  # noqa: BLE001 - whatever is wrong with one module, the others still start
+                problems[name] = traceback.format_exc()
+        self._entries = entries
+        if len(os.listdir("/proc/self/task")) > 1:
+            # A thread's locks would be copied as they stand, and the thread would not.
+            self._may_fork = False
+            problems["*"] = "an import has started a thread: processes are executed instead of forked"
+        gc.collect()
+        gc.freeze()
+        return problems
+
+    def spawn(self, launch: Launch) -> PosixProcess:
+        """See `ProcessControl`."""
+        entry = (self._entries or {}).get(launch.module) if self._may_fork else None
+        run = _executing(launch) if entry is None else _calling(entry, launch)
+        return self._fork(run)
+
+    def adopt(self, identity: ProcessIdentity) -> PosixProcess | None:
+        """See `ProcessControl`."""
+        pidfd = open_pidfd(identity)
+        return None if pidfd is None else PosixProcess(identity, pidfd, is_child=False)
+
+    def copy_durably(self, source: str, target: str) -> PosixProcess:
+        """See `ProcessControl`."""
+        process = self._fork(lambda: durable.copy(source, target))
+        process.release()
+        return process
+
+    def _fork(self, run: Callable[[], int]) -> PosixProcess:
+        reader, writer = os.pipe()
+        # No handler of the launcher's may run in the child, where it would wake the launcher.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            pid = os.fork()
+            if pid == 0:
+                self._become_child(run, reader, writer)
+        except BaseException:
+            os.close(writer)
+            raise
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            os.close(reader)
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError:  # no descriptor left: without its gate the child leaves
+            os.close(writer)
+            os.waitpid(pid, 0)
+            raise
+        fields = stat_fields(pid)
+        identity = ProcessIdentity(pid, int(fields[_START_TIME]) if fields else 0, boot_id())
+        return PosixProcess(identity, pidfd, is_child=True, gate=writer)
+
+    def _become_child(self, run: Callable[[], int], reader: int, writer: int) -> NoReturn:
+        code = EXIT_CRASHED
+        try:
+            os.close(writer)
+            os.setsid()
+            signal.set_wakeup_fd(-1)
+            for number in _HANDLED:
+                signal.signal(number, signal.SIG_DFL)
+            self._drop_inherited()
+            signal.pthread_sigmask(signal.SIG_SETMASK, ())
+            released = os.read(reader, 1) == _GO
+            os.close(reader)
+            code = run() if released else 0
+        except SystemExit as request:
+            code = request.code if isinstance(request.code, int) else EXIT_CRASHED
+        except BaseException:  # noqa: BLE001 - nothing of the launcher's stack above may run in the child
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+
+
+def session_members(leader: ProcessIdentity) -> list[ProcessIdentity]:
+    """Return the members of the session that `leader` leads or led, but for itself.
+
+    The number of a session is nobody's pid as long as the session has members: so if the pid is somebody else's by
+    now, the session has none.
+    """
+    fields = stat_fields(leader.pid)
+    if fields is not None and int(fields[_START_TIME]) != leader.start_time:
+        return []
+    members = []
+    for pid in _pids():
+        if pid != leader.pid and _session_of(pid) == leader.pid:
+            identity = _identity(pid)
+            if identity is not None and _session_of(pid) == leader.pid:
+                members.append(identity)
+    return members
+
+
+def _descendants(root: int) -> list[ProcessIdentity]:
+    children: dict[int, list[ProcessIdentity]] = {}
+    for pid in _pids():
+        fields = stat_fields(pid)
+        if fields is not None:
+            identity = ProcessIdentity(pid, int(fields[_START_TIME]), boot_id())
+            children.setdefault(int(fields[_PPID]), []).append(identity)
+    found: list[ProcessIdentity] = []
+    todo = [root]
+    while todo:
+        below = children.get(todo.pop(), [])
+        found += below
+        todo += [identity.pid for identity in below]
+    return found
+
+
+def _pids() -> list[int]:
+    return [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]
+
+
+def _session_of(pid: int) -> int | None:
+    try:
+        return os.getsid(pid)
+    except OSError:
+        return None
+
+
+def _identity(pid: int) -> ProcessIdentity | None:
+    fields = stat_fields(pid)
+    return None if fields is None else ProcessIdentity(pid, int(fields[_START_TIME]), boot_id())
+
+
+def _calling(entry: Entry, launch: Launch) -> Callable[[], int]:
+    return lambda: entry(launch.arguments)
+
+
+def _executing(launch: Launch) -> Callable[[], int]:
+    def run() -> NoReturn:
+        null = os.open(os.devnull, os.O_RDWR)
+        for standard in (0, 1, 2):
+            os.dup2(null, standard)
+        os.execve(sys.executable, launch.command(), child_environment())  # noqa: S606 - from a list, no shell
+
+    return run
