@@ -49,7 +49,7 @@ WINDOW_TICKS_MIN: Final = 4
 """A peer beats at least at every second tick of the watchdog: so many silent ticks no living one has."""
 LATE_FACTOR: Final = 2.0
 """An own tick is late when it comes after more than so many intervals."""
-EARLY_FACTOR: Final = 0.5
+EARLY_FACTOR: Final = 0.75
 """An own tick that comes after less than so many intervals is not counted."""
 ONSET_TICKS: Final = 3
 """Peers fell silent together when their counts differ by no more than this: each beats in a phase of its own."""
