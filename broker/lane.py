@@ -1,0 +1,192 @@
+"""The socket of one lane: drains it without ever blocking, and sends what the router decides."""
+
+import time
+from typing import Final
+
+import zmq
+
+from actors.runtime.transport import Lane, Socket, Transport, ZmqContext
+from broker.backlog import Backlog, BacklogBounds
+from broker.routing import Router
+from broker.routing.bounds import LaneBounds
+from broker.routing.delivery import Outgoing
+from broker.routing.requests import Part
+from protocol import mdp
+from protocol.limits import BULK_MESSAGE_BYTES_MAX, KIB, MIB
+
+CONNECTION_PING_MS: Final = 2000
+CONNECTION_SILENCE_MS: Final = 10_000
+"""A connection whose other side takes nothing out of it for so long is dropped, with what is queued for it."""
+COPIED_BYTES_MAX: Final = 32 * KIB
+"""Larger frames are passed on where they lie."""
+THROWN_AWAY_FRAMES_MAX: Final = 1000
+"""Frames of one oversized message that are taken in per turn."""
+RETRY_S: Final = 0.002
+"""How soon a peer that was not reading is tried again."""
+BACKLOGS: Final = {
+    Lane.CONTROL: BacklogBounds(peers_max=64, peer_bytes_max=2 * MIB, bytes_max=16 * MIB),
+    Lane.BULK: BacklogBounds(peers_max=16, peer_bytes_max=BULK_MESSAGE_BYTES_MAX, bytes_max=2 * BULK_MESSAGE_BYTES_MAX),
+}
+_NEVER: Final = float("inf")
+_MORE: Final = int(zmq.SNDMORE | zmq.NOBLOCK)
+_LAST: Final = int(zmq.NOBLOCK)
+
+
+def server_socket(context: ZmqContext, kind: int, affinity: int) -> Socket:
+    """Return a socket that drops connections whose other side has stopped reading."""
+    socket: Socket = context.socket(kind)
+    socket.setsockopt(zmq.AFFINITY, affinity)
+    socket.setsockopt(zmq.HEARTBEAT_IVL, CONNECTION_PING_MS)
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, CONNECTION_SILENCE_MS)
+    return socket
+
+
+class LaneSocket:
+    """One lane's socket and router.
+
+    Attributes:
+        socket: poll it for input, then call `drain`.
+        router: decides.
+        endpoint: where it is bound.
+    """
+
+    def __init__(self, lane: Lane, bounds: LaneBounds, router: Router) -> None:
+        """Name the lane; `open` binds it."""
+        self.lane = lane
+        self.router = router
+        self.endpoint = ""
+        self._bounds = bounds
+        self._backlog = Backlog(BACKLOGS[lane])
+        self._retry_at = _NEVER
+        self._oversized: tuple[bytes, list[Part]] | None = None
+
+    def open(self, context: ZmqContext, transport: Transport, affinity: int) -> None:
+        """Make the socket and bind it."""
+        self.socket = server_socket(context, zmq.ROUTER, affinity)
+        self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        # The checks that pyzmq's `send` adds in front of this one cost as much as the sending.
+        self._send = super(zmq.Socket, self.socket).send
+        self._recv = self.socket.recv
+        self.endpoint = transport.bind(self.socket, self.lane)
+
+    def forget_connections(self) -> None:
+        """Take in that all connections are gone, after the socket was closed."""
+        self._oversized = None
+        self._backlog = Backlog(BACKLOGS[self.lane])
+        self._retry_at = _NEVER
+
+    @property
+    def due_at(self) -> float:
+        """Monotonic time of the next `turn` that has something to do."""
+        return min(self.router.due_at, self._retry_at)
+
+    def drain(self, messages_max: int) -> None:
+        """Take in what has arrived, and send what comes of it."""
+        recv, router = self._recv, self.router
+        receive, outbox = router.receive, router.outbox
+        frames_max, bytes_max = self._bounds.frames_max, self._bounds.message_bytes_max
+        monotonic = time.monotonic
+        if self._oversized is not None:
+            if not self._throw_away():
+                return
+            self._refuse_oversized()
+        for _ in range(messages_max):
+            try:
+                peer = recv(_LAST)
+            except zmq.Again:
+                return
+            frames: list[Part] = []
+            size = 0
+            while True:
+                frame = recv(_LAST, False)
+                length = len(frame)
+                size += length
+                frames.append(frame.bytes if length <= COPIED_BYTES_MAX else frame)
+                if len(frames) > frames_max or size > bytes_max:
+                    self._oversized = peer, frames[:4]
+                    if frame.more and not self._throw_away():
+                        return
+                    self._refuse_oversized()
+                    break
+                if not frame.more:
+                    receive(peer, frames, size, monotonic())
+                    break
+            if outbox:
+                self.flush()
+
+    def flush(self) -> None:
+        """Send the outbox; what cannot be sent is held for a while, or reported to the router, which may add to it."""
+        send, outbox, backlog = self._send, self.router.outbox, self._backlog
+        for outgoing in outbox:
+            peer, frames, _ = outgoing
+            if backlog and peer in backlog:
+                self._hold(outgoing)
+                continue
+            try:
+                send(peer, _MORE)
+                for frame in frames[:-1]:
+                    send(frame, _MORE)
+                send(frames[-1], _LAST)
+            except zmq.Again:
+                self._hold(outgoing)
+            except zmq.ZMQError as error:
+                if error.errno != zmq.EHOSTUNREACH:
+                    raise
+                self.router.undelivered(outgoing, time.monotonic(), gone=True)
+        outbox.clear()
+
+    def turn(self, now: float) -> None:
+        """Do what has fallen due."""
+        if now >= self.router.due_at:
+            self.router.tick(now)
+            self.flush()
+        if now >= self._retry_at:
+            self._retry(now)
+
+    def drain_and_refuse(self) -> None:
+        """Answer everybody who is still waiting that the system is stopping."""
+        self.router.drain(time.monotonic())
+        self.flush()
+
+    def _retry(self, now: float) -> None:
+        """Try again what is held."""
+        backlog = self._backlog
+        for first in backlog.first_of_each():
+            outgoing: Outgoing | None = first
+            while outgoing is not None:
+                try:
+                    self.socket.send_multipart([outgoing[0], *outgoing[1]], zmq.NOBLOCK)
+                except zmq.Again:
+                    break
+                except zmq.ZMQError as error:
+                    if error.errno != zmq.EHOSTUNREACH:
+                        raise
+                    self._give_up(outgoing[0], now, gone=True)
+                    break
+                outgoing = backlog.sent(outgoing[0], now)
+        for peer in backlog.overdue(now):
+            self._give_up(peer, now, gone=False)
+        self._retry_at = now + RETRY_S if backlog else _NEVER
+        self.flush()
+
+    def _hold(self, outgoing: Outgoing) -> None:
+        """Keep an answer for later; a request goes back to its queue instead, for another worker perhaps."""
+        now = time.monotonic()
+        if outgoing[1][0] == mdp.CLIENT and self._backlog.hold(outgoing, now):
+            self._retry_at = min(self._retry_at, now + RETRY_S)
+        else:
+            self.router.undelivered(outgoing, now, gone=False)
+
+    def _give_up(self, peer: bytes, now: float, *, gone: bool) -> None:
+        for outgoing in self._backlog.give_up(peer):
+            self.router.undelivered(outgoing, now, gone=gone)
+
+    def _throw_away(self) -> bool:
+        """Take in a slice of what is left of a message that is too large; True once it has ended."""
+        return any(not self._recv(_LAST, False).more for _ in range(THROWN_AWAY_FRAMES_MAX))
+
+    def _refuse_oversized(self) -> None:
+        if self._oversized is not None:
+            self.router.receive_oversized(*self._oversized)
+            self._oversized = None
+            self.flush()

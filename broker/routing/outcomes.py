@@ -1,0 +1,69 @@
+"""Outcomes of finished requests, kept for a while: an id that comes again gets the same answer, unexecuted."""
+
+from collections import OrderedDict
+from typing import Final, NamedTuple
+
+from broker.routing.requests import Part
+
+_OVERHEAD_BYTES: Final = 300
+"""What an outcome takes besides its frames' bytes."""
+_SHARE_MAX: Final = 8
+"""An outcome that would fill more than this part of the store is remembered without its body."""
+
+
+class Outcome(NamedTuple):
+    """How a request ended.
+
+    Attributes:
+        content: as in `Request`.
+        body: frames of the reply; None if they were too many to keep.
+        size: bytes that it takes here.
+        until: monotonic seconds.
+    """
+
+    content: int
+    body: list[Part] | None
+    size: int
+    until: float
+
+
+class Outcomes:
+    """The newest outcomes, bounded by number, bytes and age."""
+
+    def __init__(self, count_max: int, bytes_max: int, age_s_max: float) -> None:
+        """Start empty."""
+        self._count_max = count_max
+        self._bytes_max = bytes_max
+        self._age_s_max = age_s_max
+        self._by_id: OrderedDict[bytes, Outcome] = OrderedDict()
+        self.bytes = 0
+
+    def __len__(self) -> int:
+        """Outcomes kept."""
+        return len(self._by_id)
+
+    def get(self, request_id: bytes) -> Outcome | None:
+        """Return how `request_id` ended, if that is still known."""
+        return self._by_id.get(request_id)
+
+    def keep(self, request_id: bytes, content: int, body: list[Part], body_bytes: int, now: float) -> None:
+        """Remember an outcome; the oldest make room."""
+        kept: list[Part] | None = body
+        size = body_bytes + _OVERHEAD_BYTES
+        if size > self._bytes_max // _SHARE_MAX:
+            kept, size = None, _OVERHEAD_BYTES
+        by_id = self._by_id
+        by_id[request_id] = Outcome(content, kept, size, now + self._age_s_max)
+        self.bytes += size
+        while len(by_id) > self._count_max or self.bytes > self._bytes_max:
+            self.bytes -= by_id.popitem(last=False)[1].size
+
+    def forget(self, now: float) -> None:
+        """Drop those that are too old."""
+        by_id = self._by_id
+        while by_id:
+            request_id, outcome = next(iter(by_id.items()))
+            if outcome.until > now:
+                return
+            self.bytes -= outcome.size
+            del by_id[request_id]

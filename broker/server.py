@@ -1,0 +1,218 @@
+"""The broker's process: sockets and time around the routers of its lanes.
+
+One turn of the loop takes in a bounded number of messages, control before bulk, sends what comes of them, and shows
+progress on the board. Nothing in it waits: not for a peer, not for a disk.
+"""
+
+import os
+import select
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Final
+
+import zmq
+
+from actors.runtime.filelock import FileLock
+from actors.runtime.liveness import ProcessKind, ProcessState
+from actors.runtime.paths import RUN_FILE, RunInfo, read_or_make_token, write_atomically
+from actors.runtime.process import ProcessRuntime
+from actors.runtime.transport import Admission, Lane, Transport, ZmqContext
+from actors.runtime.version import VERSION
+from broker.config import BrokerConfig
+from broker.events import EventsSocket
+from broker.lane import LaneSocket
+from broker.memory import resident_bytes
+from broker.routing import Router
+from broker.routing.bounds import BULK, CONTROL, LaneBounds
+from broker.routing.management import About, BrokerService
+from protocol.errors import EXIT_LOCKED, EXIT_OK
+from protocol.limits import MIB
+
+LOCK_FILE: Final = "broker.lock"
+LOCK_RETRY_S: Final = 0.02
+CONTROL_MESSAGES_PER_TURN: Final = 64
+BULK_MESSAGES_PER_TURN: Final = 2
+LOOK_AROUND_INTERVAL_S: Final = 1.0
+SETTLE_S: Final = 2.0
+"""After a restart, how long unknown names are waited for: their workers are coming back."""
+REPORT_INTERVAL_S: Final = 30.0
+LAST_WORDS_MS: Final = 200
+"""How long the transport may take to get the last answers out."""
+IO_THREADS: Final = 2
+CONTROL_THREAD: Final = 1
+BULK_THREAD: Final = 2
+"""Which I/O threads serve a socket, as bits: 64 MiB on their way must not hold up a ping."""
+_EXPECTED_KINDS: Final = frozenset({ProcessKind.ACTOR, ProcessKind.WATCHDOG})
+
+
+class Server:
+    """The broker."""
+
+    def __init__(self, runtime: ProcessRuntime, survive: Callable[[float], None]) -> None:
+        """Make the routers; nothing is bound yet.
+
+        Args:
+            runtime: the process's side of the system.
+            survive: called with the time once per tick; restores launcher and watchdog if need be.
+        """
+        arguments = runtime.arguments
+        now = time.monotonic()
+        self._runtime = runtime
+        self._survive = survive
+        self._config = runtime.config.section("broker", BrokerConfig)
+        self._run_path = os.path.join(arguments.runtime_dir, RUN_FILE)
+        self._own = BrokerService(About(os.getpid(), arguments.incarnation, VERSION, now))
+        self._control = self._lane(Lane.CONTROL, CONTROL, now)
+        self._bulk = self._lane(Lane.BULK, BULK, now)
+        self._events = EventsSocket(self._control.router.topics)
+        self._admission: Admission | None = None
+        self._reported = self._hostile_counts()
+        self._tick_at = self._look_around_at = self._report_at = now
+
+    def run(self) -> int:
+        """Serve until told to leave; returns the exit code."""
+        runtime = self._runtime
+        lock = FileLock(os.path.join(runtime.arguments.runtime_dir, LOCK_FILE))
+        # A predecessor that was killed may take a moment to be gone.
+        while not lock.acquire():
+            runtime.beat()
+            if runtime.stop_requested or runtime.replaced():
+                return EXIT_LOCKED
+            select.select([runtime.wakeup_fd], [], [], LOCK_RETRY_S)
+        self._open()
+        self._set_state(ProcessState.READY)
+        self._serve()
+        if runtime.replaced():
+            # Closing a socket would unlink its path, which is the successor's by now.
+            os._exit(EXIT_OK)
+        self._set_state(ProcessState.STOPPING)
+        if runtime.board.stopping:
+            self._control.drain_and_refuse()
+            self._bulk.drain_and_refuse()
+        self._context.destroy(linger=LAST_WORDS_MS)
+        return EXIT_OK
+
+    # --- sockets ----------------------------------------------------------------------------------------------------
+
+    def _lane(self, lane: Lane, bounds: LaneBounds, now: float) -> LaneSocket:
+        arguments = self._runtime.arguments
+        token = read_or_make_token(arguments.runtime_dir)
+        settle_s = SETTLE_S if arguments.incarnation > 1 else 0.0
+        router = Router(bounds, token, arguments.incarnation, self._own, now, settle_s)
+        self._own.lanes[lane.name.lower()] = router
+        return LaneSocket(lane, bounds, router)
+
+    def _open(self) -> None:
+        """Bind everything."""
+        with open(self._run_path, encoding="utf-8") as file:
+            run = RunInfo.from_json(file.read())
+        transport = Transport.for_run(run)
+        self._context: ZmqContext = zmq.Context(IO_THREADS)
+        self._admission = transport.admission(self._context)
+        self._control.open(self._context, transport, CONTROL_THREAD)
+        self._bulk.open(self._context, transport, BULK_THREAD)
+        self._events.open(self._context, transport, CONTROL_THREAD)
+        self._poller = zmq.Poller()
+        for socket in (self._control.socket, self._bulk.socket, self._events.socket):
+            self._poller.register(socket, zmq.POLLIN)
+        self._poller.register(self._runtime.wakeup_fd, zmq.POLLIN)
+        if self._admission is not None:
+            self._poller.register(self._admission.socket, zmq.POLLIN)
+        bound = replace(run, endpoint=self._control.endpoint, bulk=self._bulk.endpoint, events=self._events.endpoint)
+        if bound != run:
+            write_atomically(self._run_path, bound.to_json().encode(), sync=False)
+            self._runtime.log("WARN", "port_taken", "a port was taken; run.json tells the new one")
+
+    def _drop_connections(self) -> None:
+        """Drop every connection with all that the transport holds for it, and bind anew.
+
+        The context goes too: only then is it certain that the old sockets' paths are unlinked before the new are made.
+        """
+        self._context.destroy(linger=0)
+        self._control.forget_connections()
+        self._bulk.forget_connections()
+        self._open()
+
+    # --- the loop ---------------------------------------------------------------------------------------------------
+
+    def _serve(self) -> None:
+        """Turn until it is time to leave."""
+        runtime, control, bulk = self._runtime, self._control, self._bulk
+        while True:
+            for socket, _ in self._poller.poll(self._timeout_ms()):
+                if socket is control.socket:
+                    control.drain(CONTROL_MESSAGES_PER_TURN)
+                elif socket is bulk.socket:
+                    bulk.drain(BULK_MESSAGES_PER_TURN)
+                else:
+                    self._other_input(socket)
+            runtime.beat()
+            now = time.monotonic()
+            if control.router.publications:
+                self._events.publish(control.router.publications)
+                control.router.publications.clear()
+            control.turn(now)
+            bulk.turn(now)
+            self._events.replay(now)
+            if now >= self._tick_at:
+                if runtime.stop_requested or runtime.replaced():
+                    return
+                self._tick(now)
+
+    def _other_input(self, socket: object) -> None:
+        if socket is self._events.socket:
+            self._events.drain(time.monotonic())
+        elif socket == self._runtime.wakeup_fd:
+            self._runtime.drain_wakeup()
+            self._tick_at = 0.0
+        elif self._admission is not None:
+            self._admission.handle()
+
+    def _timeout_ms(self) -> int:
+        """How long the loop may sleep."""
+        until = min(self._tick_at, self._control.due_at, self._bulk.due_at, self._events.replay_at)
+        return max(0, int((until - time.monotonic()) * 1000) + 1)
+
+    def _tick(self, now: float) -> None:
+        self._tick_at = now + self._runtime.supervision.tick_s
+        self._survive(now)
+        if now >= self._look_around_at:
+            self._look_around_at = now + LOOK_AROUND_INTERVAL_S
+            self._look_around(now)
+
+    # --- looking around ---------------------------------------------------------------------------------------------
+
+    def _look_around(self, now: float) -> None:
+        names = [record.name for _, record in self._runtime.board.occupied() if record.kind in _EXPECTED_KINDS]
+        for lane in (self._control, self._bulk):
+            lane.router.expect(names, now)
+        memory_mib = resident_bytes() // MIB
+        if memory_mib > self._config.memory_mib_max:
+            text = f"{memory_mib} MiB in use: all connections are dropped, with what the transport held for them"
+            self._runtime.log("ERROR", "memory_bound", text, memory_mib=memory_mib)
+            self._drop_connections()
+        if now >= self._report_at:
+            self._report(now)
+
+    def _report(self, now: float) -> None:
+        """Sum up refused clients and hostile messages in the audit trail."""
+        counts = self._hostile_counts()
+        news = {name: count - self._reported[name] for name, count in counts.items() if count > self._reported[name]}
+        if news:
+            self._reported = counts
+            self._report_at = now + REPORT_INTERVAL_S
+            text = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in news.items())
+            self._runtime.log("WARN", "hostile_messages", f"refused: {text}", **news)
+
+    def _hostile_counts(self) -> dict[str, int]:
+        counts = dict.fromkeys(("malformed", "rejected", "workers_refused", "publications_refused"), 0)
+        for router in self._own.lanes.values():
+            for name in counts:
+                counts[name] += getattr(router.counters, name)
+        counts["connections_refused"] = self._admission.refused if self._admission is not None else 0
+        return counts
+
+    def _set_state(self, state: ProcessState) -> None:
+        self._own.state = state
+        self._runtime.set_state(state)
