@@ -1,7 +1,7 @@
 """relctl: how a person or a script asks the system how it is, and changes it.
 
-Exit codes: `health` 0 ok, 1 warning, 2 critical, 3 unknown (its usage errors too). The others 0 done, 1 failed, 2 usage, 10 broker
-unreachable, 11 another instance or locked, 12 integrity failure, 130 interrupted.
+Exit codes: `health` 0 ok, 1 warning, 2 critical, 3 unknown (its usage errors too). The others 0 done, 1 failed,
+2 usage, 10 broker unreachable, 11 another instance or locked, 12 integrity failure, 130 interrupted.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""The frame of every command: found by name and imported when asked for, with the global options before or after its name."""
+"""The frame of every command: imported when asked for, with the global options before or after its name."""
 
 from collections.abc import Callable, Sequence
 from functools import wraps
@@ -14,8 +14,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 COMMANDS: Final = {
-    "up": "lifecycle",
-    "down": "lifecycle",
+    "up": "up",
+    "down": "down",
     "ps": "ps",
     "health": "health",
     "logs": "logs",
@@ -46,7 +46,11 @@ def global_options() -> list[click.Parameter]:
             ["--data-dir"], metavar="DIR", help="Data directory [default: RELCTL_DATA_DIR, else ./data].", **valued
         ),
         click.Option(
-            ["--timeout"], type=click.FloatRange(0, min_open=True), metavar="SECONDS", help="How long to wait.", **valued
+            ["--timeout"],
+            type=click.FloatRange(0, min_open=True),
+            metavar="SECONDS",
+            help="How long to wait.",
+            **valued,
         ),
         click.Option(["--json"], help="Write JSON, errors too.", **flags),
         click.Option(["--no-color"], help="No colour, not even on a terminal (as NO_COLOR).", **flags),

@@ -1,4 +1,4 @@
-"""`relctl restart|stop|start NAME`: asked of the launcher directly, so `restart broker` works while the broker is down."""
+"""`relctl restart|stop|start NAME`: asked of the launcher directly, so they work while the broker is down."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -23,7 +23,14 @@ _QUARANTINED: Final = "quarantined"
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """What the launcher is asked for: its name, the state in which it is done, the word for that, and whether it needs a new life."""
+    """What the launcher is asked for.
+
+    Attributes:
+        name: the operation's.
+        target: the state in which it is done.
+        done: the word for that.
+        new_life: whether only a new incarnation will do.
+    """
 
     name: str
     target: str
@@ -86,7 +93,7 @@ def _perform(session: Session, operation: Operation, name: str) -> None:
 
 
 def _is_settled(operation: Operation, before: "LauncherRecord | None", now: "LauncherRecord") -> bool:
-    """Tell whether nothing more is to be waited for: the target is reached, or the process was quarantined meanwhile."""
+    """Tell whether there is nothing more to wait for: the target is reached, or a new quarantine."""
     same_life = before is not None and now.incarnation <= before.incarnation
     if operation.new_life and same_life:
         return False
@@ -130,9 +137,13 @@ def _failure(operation: Operation, name: str, last: "LauncherRecord | None", too
     why = f": {last.reason}" if last.reason else ""
     if last.state == _QUARANTINED:
         message = f"{name} failed again and is quarantined{why}"
-        return LocalError(ErrorCode.FAILED, message, f"`relctl restart-status {name}` and `relctl logs {name}` tell more.")
+        return LocalError(
+            ErrorCode.FAILED, message, f"`relctl restart-status {name}` and `relctl logs {name}` tell more."
+        )
     message = f"{name} is {last.state}, not {operation.target}, after {duration(took_s)}{why}"
-    return LocalError(ErrorCode.DEADLINE_PASSED, message, f"The launcher goes on with it; `relctl logs {name}` tells more.")
+    return LocalError(
+        ErrorCode.DEADLINE_PASSED, message, f"The launcher goes on with it; `relctl logs {name}` tells more."
+    )
 
 
 def _report(session: Session, operation: Operation, last: "LauncherRecord", took_s: float) -> None:

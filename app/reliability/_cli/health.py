@@ -29,8 +29,8 @@ _STALE_S: Final = 60.0
 def health(session: Session, name: str | None) -> int:
     """Tell whether all is well; with NAME, how that one check or process is.
 
-    Exit code: 0 ok, 1 warning, 2 critical, 3 unknown. While nobody answers, the liveness board and what it says of our own
-    processes serve instead.
+    Exit code: 0 ok, 1 warning, 2 critical, 3 unknown. While nobody answers, the liveness board tells how our own
+    processes are.
     """
     report, absence = session.ask_or_absent(HEALTH_MONITOR, "health")
     if report is None:
@@ -47,8 +47,8 @@ def health(session: Session, name: str | None) -> int:
 def offline_report(reading: BoardReading | None, data_dir: str, absence: ReliabilityError | None) -> dict[str, Any]:
     """Return a report of our own processes alone, in the shape of health_monitor's.
 
-    Nobody answering is at least a warning. A system that was stopped on purpose, or never started, is neither well nor ill:
-    unknown.
+    Nobody answering is at least a warning. A system that was stopped on purpose, or never started, is neither well nor
+    ill: unknown.
     """
     if reading is None:
         checks = [_made("system", "unknown", f"nothing runs on {data_dir}")]
@@ -64,7 +64,9 @@ def offline_report(reading: BoardReading | None, data_dir: str, absence: Reliabi
 
 def worst(checks: list[dict[str, Any]]) -> str:
     """Return the status that speaks for all checks; unknown for none."""
-    return max((str(check["status"]) for check in checks), key=lambda status: _BADNESS.get(status, 1), default="unknown")
+    return max(
+        (str(check["status"]) for check in checks), key=lambda status: _BADNESS.get(status, 1), default="unknown"
+    )
 
 
 def only(report: dict[str, Any], name: str) -> dict[str, Any]:
@@ -110,7 +112,9 @@ def _show(output: Output, report: dict[str, Any], absence: ReliabilityError | No
 
 def _headline(checks: list[dict[str, Any]]) -> str:
     """Return what is wrong, the worst first; or that nothing is."""
-    bad = sorted((check for check in checks if check["status"] != "ok"), key=lambda check: -_BADNESS.get(check["status"], 1))
+    bad = sorted(
+        (check for check in checks if check["status"] != "ok"), key=lambda check: -_BADNESS.get(check["status"], 1)
+    )
     if bad:
         return "; ".join(f"{check['name']}: {check['message']}" for check in bad[:_HEADLINE_CHECKS_MAX])
     return f"all {len(checks)} checks are ok" if len(checks) != 1 else f"{checks[0]['name']} is ok"

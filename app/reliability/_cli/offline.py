@@ -1,13 +1,16 @@
-"""What the files say when nobody answers: the liveness board's view, and how old it is."""
+"""What the files say when nobody answers, and how old that is: the liveness board and the event log's database."""
 
+import os
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from app.reliability._cli.output import Output, duration
-from app.reliability._cli.session import Session
+from app.reliability._cli.session import Session, not_running
 
 if TYPE_CHECKING:
     from actors.runtime.board_view import ProcessView
+
     from protocol.errors import ReliabilityError
 
 
@@ -37,7 +40,24 @@ def read_board(session: Session) -> BoardReading | None:
         now_ms = session.now_ms()
         views = snapshot(board, now_ms)
         last_ms = max((slot.read_beat().tick_ms for slot, _ in board.occupied()), default=now_ms)
-        return BoardReading(views, max(0, now_ms - last_ms) / 1000, board.stopping and not any(view.pid for view in views))
+        return BoardReading(
+            views, max(0, now_ms - last_ms) / 1000, board.stopping and not any(view.pid for view in views)
+        )
+
+
+def database(session: Session, absence: "ReliabilityError | None") -> tuple[str, float]:
+    """Return the path of the event log's database and the time since something was last written to it.
+
+    Raises:
+        ReliabilityError: there is none, so `absence` is all there is to say.
+    """
+    from actors.runtime.paths import DATABASE_FILE
+
+    path = os.path.join(session.data_dir, DATABASE_FILE)
+    written_at = max(_modified_at(path), _modified_at(f"{path}-wal"))
+    if not written_at:
+        raise absence if absence is not None else not_running(session.data_dir)
+    return path, max(0.0, time.time() - written_at)
 
 
 def label(age_s: float) -> dict[str, Any]:
@@ -49,3 +69,11 @@ def banner(output: Output, error: "ReliabilityError", source: str, age_s: float)
     """Return the line that marks text as an offline view, and says why."""
     head = output.style("Offline view", "yellow", bold=True)
     return f"{head} from {source}, {duration(age_s)} old: {error.message}"
+
+
+def _modified_at(path: str) -> float:
+    """Return when a file was last written to; 0 if there is none. Never opens it: see invariant 6 of the design."""
+    try:
+        return os.stat(path).st_mtime
+    except OSError:
+        return 0.0

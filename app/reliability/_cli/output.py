@@ -114,11 +114,13 @@ def printable(text: str) -> str:
     """Return `text` with control characters made visible: what came in a message must not drive a terminal."""
     if text.isprintable():
         return text
-    return "".join(item if item.isprintable() or item in "\t" else item.encode("unicode_escape").decode() for item in text)
+    return "".join(
+        item if item.isprintable() or item == "\t" else item.encode("unicode_escape").decode() for item in text
+    )
 
 
 def duration(seconds: float | None) -> str:
-    """Return a length of time in at most two units: ``250 ms``, ``4.2 s``, ``3 min 5 s``, ``2 h 3 min``, ``5 d 1 h``."""
+    """Return a length of time in at most two units: ``250 ms``, ``4.2 s``, ``3 min 5 s``, ``2 h 3 min``."""
     if seconds is None:
         return "-"
     if seconds < 1:

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 def ps(session: Session) -> None:
     """Show every process of the system.
 
-    RESTARTS counts those of the rolling period, and how many are allowed. PROGRESS is how long ago the process's own loop turned
-    last. MEMORY is its proportional share (PSS).
+    RESTARTS counts those of the rolling period, and how many are allowed. PROGRESS is how long ago the process's own
+    loop turned last. MEMORY is its proportional share (PSS).
     """
     reading = read_board(session)
     if reading is None:

@@ -1,9 +1,10 @@
 """What every command works with: the global options, and the doors to the running system.
 
-The doors are `Ports`, so that tests put fakes there. Everything behind them is imported when it is used: a command pays for what
-it needs only.
+The doors are `Ports`, so that tests put fakes there. Everything behind them is imported when it is used: a command pays
+for what it needs only.
 """
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 
 QUERY_TIMEOUT_S: Final = 5.0
 FIRST_TRY_S: Final = 0.6
-"""A question is given this long before the board is asked whether waiting is of any use: a little more than a tick of every
-loop, and little enough that the offline view still comes within a second."""
+"""A question is given this long before the board is asked whether waiting is of any use: a little more than a tick of
+every loop, and little enough that the offline view still comes within a second."""
 
 ABSENT: Final = frozenset(
     {
@@ -116,17 +117,20 @@ class Session:
             raise not_running(self.data_dir)
         return run
 
-    def board(self, *, writable: bool = False) -> "Board | None":
-        """Return the liveness board as it is now, or None if there is none of this boot."""
-        import os
-
-        from actors.runtime.liveness import Board, BoardError
-        from actors.runtime.paths import BOARD_FILE, runtime_directory
+    def runtime_dir(self) -> str:
+        """Return the runtime directory of the running or last system, or the one that a start would make."""
+        from actors.runtime.paths import runtime_directory
 
         run = self.run_info()
-        runtime_dir = run.runtime_dir if run else runtime_directory(self.data_dir)
+        return run.runtime_dir if run else runtime_directory(self.data_dir)
+
+    def board(self, *, writable: bool = False) -> "Board | None":
+        """Return the liveness board as it is now, or None if there is none of this boot."""
+        from actors.runtime.liveness import Board, BoardError
+        from actors.runtime.paths import BOARD_FILE
+
         try:
-            return Board(os.path.join(runtime_dir, BOARD_FILE), writable=writable)
+            return Board(os.path.join(self.runtime_dir(), BOARD_FILE), writable=writable)
         except (OSError, BoardError):
             return None
 

@@ -83,3 +83,11 @@ def _parse_span(text: str) -> timedelta:
         seconds += float(number) * _UNIT_S[unit]
         position = part.end()
     return timedelta(seconds=seconds)
+
+
+def local_time(timestamp: str) -> str:
+    """Return an RFC 3339 time as people read it: local, to the second; as it stands if it is none."""
+    try:
+        return f"{datetime.fromisoformat(timestamp).astimezone():%Y-%m-%d %H:%M:%S}"
+    except ValueError:
+        return timestamp

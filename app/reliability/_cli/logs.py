@@ -1,0 +1,257 @@
+"""`relctl logs` and `relctl search`: the event log, from event_logger, or from its database when nobody answers."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import click
+
+from app.reliability._cli.commands import RelctlCommand, pass_session
+from app.reliability._cli.offline import banner, database, label
+from app.reliability._cli.output import Output, printable
+from app.reliability._cli.session import Session
+from app.reliability._cli.timespec import local_time, parse_time
+from protocol.errors import ReliabilityError
+from protocol.names import EVENT_LOGGER
+from protocol.severity import Severity, parse_severity_range
+
+EVENTS_DEFAULT: Final = 100
+"""Shown when neither -n nor -S says how far to go back."""
+FOLLOWED_DEFAULT: Final = 10
+PAGE_EVENTS_MAX: Final = 1000
+FOLLOW_INTERVAL_S: Final = 0.5
+_INDENT: Final = " " * 21
+_LEVEL_COLORS: Final = {Severity.NOTICE: "cyan", Severity.WARN: "yellow", Severity.ERROR: "red"}
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which events to show, and in which order.
+
+    Attributes:
+        filters: arguments of event_logger's `query`, without those for paging.
+        limit: how many at most, the newest of them; None for all.
+        reverse: newest first.
+    """
+
+    filters: dict[str, Any]
+    limit: int | None
+    reverse: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One answer of the event log.
+
+    Attributes:
+        events: as JSON objects.
+        more: whether there are further ones.
+        absence: why the files had to answer, else None.
+        age_s: in that case, time since the log was last written to.
+    """
+
+    events: list[dict[str, Any]]
+    more: bool
+    absence: ReliabilityError | None = None
+    age_s: float = 0.0
+
+
+class Log:
+    """The event log, wherever it can be read."""
+
+    def __init__(self, session: Session) -> None:
+        """Ask through `session`."""
+        self._session = session
+
+    def page(self, arguments: dict[str, Any]) -> Page:
+        """Return the answer to one query.
+
+        Raises:
+            ReliabilityError: an argument is wrong, or neither actor nor files answer.
+        """
+        reply, absence = self._session.ask_or_absent(EVENT_LOGGER, "query", **arguments)
+        if reply is not None:
+            return Page(reply["events"], reply["more"])
+        from actors.event_logger import queries
+
+        path, age_s = database(self._session, absence)
+        reply = queries.query(path, arguments)
+        return Page(reply["events"], reply["more"], absence, age_s)
+
+    def select(self, selection: Selection) -> Iterator[Page]:
+        """Yield the selected events in the order asked for, page by page."""
+        if selection.limit is None and not selection.reverse:
+            yield from self.after(0, selection.filters)
+            return
+        newest_first = self._descending(selection)
+        if selection.reverse:
+            yield from newest_first
+            return
+        for page in reversed(list(newest_first)):
+            yield replace(page, events=page.events[::-1])
+
+    def after(self, seq: int, filters: dict[str, Any]) -> Iterator[Page]:
+        """Yield everything after `seq`, oldest first; at least one page, perhaps empty."""
+        more = True
+        while more:
+            page = self.page({**filters, "after_seq": seq, "limit": PAGE_EVENTS_MAX})
+            yield page
+            more = page.more
+            seq = page.events[-1]["seq"] if page.events else seq
+
+    def newest_seq(self) -> int:
+        """Return the sequence number of the newest event there is; 0 if there is none."""
+        events = self.page({"limit": 1}).events
+        return int(events[0]["seq"]) if events else 0
+
+    def _descending(self, selection: Selection) -> Iterator[Page]:
+        arguments = {**selection.filters, "reverse": True}
+        left = selection.limit
+        while left is None or left > 0:
+            page = self.page({**arguments, "limit": PAGE_EVENTS_MAX if left is None else min(left, PAGE_EVENTS_MAX)})
+            yield page
+            if not page.more or not page.events:
+                return
+            arguments["before_seq"] = page.events[-1]["seq"]
+            left = None if left is None else left - len(page.events)
+
+
+class Printer:
+    """Shows pages of events: one JSON object a line, or lines for people."""
+
+    def __init__(self, output: Output) -> None:
+        """Write to `output`."""
+        self._output = output
+        self._offline = False
+
+    def show(self, page: Page) -> None:
+        """Show one page; for people, say once when the files begin to answer and when that is over."""
+        if self._output.json:
+            mark = label(page.age_s) if page.absence is not None else {}
+            for event in page.events:
+                self._output.line({**event, **mark})
+            return
+        if page.absence is not None and not self._offline:
+            self._output.text(banner(self._output, page.absence, "the event log's database", page.age_s))
+        self._offline = page.absence is not None
+        if page.events:
+            self._output.text("\n".join(self._line(event) for event in page.events))
+
+    def _line(self, event: dict[str, Any]) -> str:
+        severity = event["severity_number"]
+        color = next((color for level, color in _LEVEL_COLORS.items() if severity <= level), "red")
+        level = self._output.style(f"{event['severity_text']:8}", color if severity >= Severity.NOTICE else None)
+        component = self._output.style(printable(event["component"]), bold=True)
+        first, *others = event["message"].splitlines() or [""]
+        what = f"{printable(event['event_type'])}: {printable(first)}"
+        head = f"{local_time(event['timestamp'])}  {level}  {component}  {what}"
+        return "\n".join([head, *(_INDENT + printable(line) for line in others)])
+
+
+def _parse_moment(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+    if value is None:
+        return None
+    try:
+        return parse_time(value, datetime.now(UTC)).isoformat()
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def _parse_levels(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+    if value is None:
+        return None
+    try:
+        low, high = parse_severity_range(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+    return f"{low.name}..{high.name}"
+
+
+def _parse_count(_context: click.Context, _parameter: click.Parameter, value: str | None) -> int | str | None:
+    if value is None or value == "all":
+        return value
+    if not value.isdecimal():
+        raise click.BadParameter(f"{value!r} is neither a number nor 'all'")
+    return int(value)
+
+
+def _filter_options() -> list[click.Parameter]:
+    return [
+        click.Option(
+            ["-S", "--since"],
+            callback=_parse_moment,
+            metavar="TIME",
+            help="Not before: '2026-11-01 10:00', yesterday, -1h.",
+        ),
+        click.Option(["-U", "--until"], callback=_parse_moment, metavar="TIME", help="Not after."),
+        click.Option(
+            ["-p", "--priority", "level"],
+            callback=_parse_levels,
+            metavar="LEVEL|A..B",
+            help="This level and worse, or from A to B.",
+        ),
+        click.Option(
+            ["-n", "--lines"],
+            callback=_parse_count,
+            metavar="N|all",
+            help=f"The newest N [default: {EVENTS_DEFAULT}, with -S all].",
+        ),
+        click.Option(["-g", "--grep"], metavar="PATTERN", help="Messages that match this regular expression."),
+        click.Option(["-r", "--reverse"], is_flag=True, help="Newest first."),
+    ]
+
+
+def _selection(
+    since: str | None,
+    until: str | None,
+    level: str | None,
+    lines: int | str | None,
+    grep: str | None,
+    reverse: bool,
+    **more: Any,
+) -> Selection:
+    filters = {"since": since, "until": until, "level": level, "grep": grep, **more}
+    default = None if since is not None else EVENTS_DEFAULT
+    limit = default if lines is None else None if isinstance(lines, str) else lines
+    return Selection({name: value for name, value in filters.items() if value is not None}, limit, reverse)
+
+
+@click.command(cls=RelctlCommand, params=_filter_options(), short_help="Show the event log.")
+@click.argument("component", required=False)
+@click.option("-f", "--follow", is_flag=True, help="Go on with new events as they come.")
+@pass_session
+def logs(session: Session, /, follow: bool, lines: int | str | None, reverse: bool, **filters: Any) -> None:
+    """Show events, of COMPONENT only if it is given; oldest first.
+
+    TIME is '2026-11-01 10:00', '10:00', today, yesterday, -1h, '2 days ago' or @SECONDS; local time unless it says
+    otherwise. LEVEL is TRACE, DEBUG, INFO, NOTICE, WARN, ERROR, CRITICAL or FATAL.
+    """
+    if follow and reverse:
+        raise click.UsageError("-f goes forward in time; it cannot be combined with -r.")
+    if follow and lines is None:
+        lines = FOLLOWED_DEFAULT
+    selection = _selection(lines=lines, reverse=reverse, **filters)
+    log, printer = Log(session), Printer(session.output)
+    seq = log.newest_seq() if follow else 0
+    for page in log.select(selection):
+        printer.show(page)
+        seq = max([seq, *(event["seq"] for event in page.events)])
+    while follow:
+        session.ports.sleep(FOLLOW_INTERVAL_S)
+        for page in log.after(seq, selection.filters):
+            printer.show(page)
+            seq = max([seq, *(event["seq"] for event in page.events)])
+
+
+@click.command(cls=RelctlCommand, params=_filter_options(), short_help="Find a text in the event log.")
+@click.argument("text")
+@pass_session
+def search(session: Session, /, text: str, **filters: Any) -> None:
+    """Show the events whose message, component, type or attributes hold TEXT, whatever the case of its letters.
+
+    Oldest first; the options are those of `relctl logs`.
+    """
+    printer = Printer(session.output)
+    for page in Log(session).select(_selection(text=text, **filters)):
+        printer.show(page)
