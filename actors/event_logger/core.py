@@ -29,6 +29,9 @@ CHECKPOINT_INTERVAL_S: Final = 60.0
 TRUNCATE_BYTES: Final = 32 * MIB
 TRUNCATE_INTERVAL_S: Final = 300.0
 
+TROUBLE_INTERVAL_S: Final = 60.0
+"""Between two reports that the database cannot be used."""
+
 
 @dataclass(frozen=True, slots=True)
 class Pending(Generic[Waiter]):
@@ -248,3 +251,31 @@ class CheckpointSchedule:
             self._checkpointed_at = now
             return Checkpoint.PASSIVE
         return None
+
+
+class Trouble(StrEnum):
+    """A change in how the database fares that is worth an event."""
+
+    BEGAN = "began"
+    ENDED = "ended"
+
+
+class TroubleReport:
+    """Turns a stream of failures and successes into few reports: a trouble that comes and goes is told once a while."""
+
+    def __init__(self) -> None:
+        """Begin without trouble."""
+        self._reported = False
+        self._reported_at: float | None = None
+
+    def note(self, *, failed: bool, now: float) -> Trouble | None:
+        """Take in one outcome; returns what to report."""
+        if failed == self._reported:
+            return None
+        if failed and self._reported_at is not None and now - self._reported_at < TROUBLE_INTERVAL_S:
+            return None
+        self._reported = failed
+        if failed:
+            self._reported_at = now
+            return Trouble.BEGAN
+        return Trouble.ENDED

@@ -1,6 +1,6 @@
 """The policy under which every database of ours is opened, written and read.
 
-- One `Database` is one read-write connection, for one thread at a time, never for a message loop. `write` opens it.
+- One `Database` is one read-write connection, for one thread at a time, never for a message loop.
 - Every write is one whole transaction under BEGIN IMMEDIATE, retried whole while somebody else holds the write lock:
   opening, SQLite's own waiting and our backoff all under the one patience that the caller gives.
 - A transaction holds the write lock for `TRANSACTION_S_MAX` at most, which is less than anybody's patience.
@@ -118,7 +118,7 @@ class Database:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """Describe the connection; `write` opens it."""
+        """Describe the connection; its first use opens it."""
         self.path = path
         self.wal_pages = 0
         self._schema = schema
@@ -163,16 +163,19 @@ class Database:
         Raises:
             DatabaseError: it failed; the WAL keeps what it has.
         """
-        if self._connection is None:
-            return None
-        self._connection.set_busy_timeout(_TRUNCATE_BUSY_TIMEOUT_MS)
         try:
-            pages, checkpointed = self._connection.wal_checkpoint(mode=_CHECKPOINT_MODES[mode])
-            self._connection.execute("PRAGMA shrink_memory")
+            connection = self._ready_connection(self._clock() + PATIENCE_S)
+            connection.set_busy_timeout(_TRUNCATE_BUSY_TIMEOUT_MS)
+            pages, checkpointed = connection.wal_checkpoint(mode=_CHECKPOINT_MODES[mode])
+            connection.execute("PRAGMA shrink_memory")
         except (apsw.BusyError, apsw.LockedError):
             return None
         except apsw.Error as error:
+            self.close()
             raise translate(error, self.path) from None
+        except DatabaseError:
+            self.close()
+            raise
         self.wal_pages = pages
         return WalState(pages, checkpointed)
 
