@@ -1,0 +1,206 @@
+"""Every process's part in bringing launcher and watchdog back: what `succession_core` decides, done.
+
+`Guardian.step` is called once per tick by the loop of every process but the launcher. It looks at two slots of the
+board, and almost always that is all. A successor is started by a thread: its exec may have to wait for a disk, and no
+loop does. It is an ordinary child of the survivor, reaped whenever it ends.
+"""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from actors.runtime.arguments import ProcessArguments
+from actors.runtime.examine import observe
+from actors.runtime.filelock import FileLock
+from actors.runtime.identity import ProcessIdentity, boot_id
+from actors.runtime.liveness import LAUNCHER_SLOT, WATCHDOG_SLOT
+from actors.runtime.paths import STOP_MARKER_FILE, SUCCESSION_LOCK_FILE
+from actors.runtime.process import ProcessRuntime
+from actors.runtime.signalling import KILL, signaller
+from actors.runtime.succession_core import Effect, Phase, Scene, Seen, Succession
+from actors.runtime.verdict import HangDetector, Stage
+
+SOURCE_ROOT: Final = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+LAUNCHER_FILE: Final = os.path.join(SOURCE_ROOT, "launcher.py")
+DEATH_WAIT_S: Final = 2.0
+"""How long the start of a successor waits for a killed launcher to be gone with its lock."""
+
+
+class Guardian:
+    """Looks after launcher and watchdog on behalf of one process."""
+
+    def __init__(self, runtime: ProcessRuntime, command: list[str] | None = None) -> None:
+        """Guard the system that `runtime` belongs to; `command` starts a successor."""
+        arguments = runtime.arguments
+        is_watchdog = arguments.slot == WATCHDOG_SLOT
+        self._runtime = runtime
+        self._boot = boot_id()
+        self._core = Succession(is_watchdog=is_watchdog)
+        self._detector = HangDetector(runtime.supervision.tick_s)
+        self._watched = (LAUNCHER_SLOT,) if is_watchdog else (LAUNCHER_SLOT, WATCHDOG_SLOT)
+        self._lock = FileLock(os.path.join(arguments.runtime_dir, SUCCESSION_LOCK_FILE))
+        self._stop_markers = [
+            os.path.join(directory, STOP_MARKER_FILE) for directory in (arguments.runtime_dir, arguments.data_dir)
+        ]
+        self._signals = signaller(portable=arguments.portable)
+        self._command = command or successor_command(arguments)
+        self._attempts: list[_Attempt] = []
+
+    def step(self, now: float) -> None:
+        """Look after launcher and watchdog: once per tick, and whenever something hints that the launcher is gone."""
+        latest = self._attempts[-1] if self._attempts else None
+        latest_ended = latest is not None and latest.ended()
+        self._attempts = [attempt for attempt in self._attempts if attempt is latest or not attempt.ended()]
+        peers = self._look(now)
+        launcher, watchdog = peers[LAUNCHER_SLOT], peers.get(WATCHDOG_SLOT)
+        scene = Scene(
+            launcher=launcher.seen,
+            watchdog=watchdog.seen if watchdog else Seen.WELL,
+            stopping=self._runtime.board.stopping
+            or (launcher.seen is not Seen.WELL and os.path.exists(self._stop_markers[0])),
+            retry_at_s=launcher.retry_at_s,
+            attempt_ended=latest_ended,
+        )
+        effect = self._core.step(now, scene)
+        if effect is Effect.ASK_LOCK:
+            if self._runtime.replaced():
+                return
+            effect = self._core.lock_answered(now, taken=self._lock.acquire())
+        if effect is Effect.LAUNCH:
+            self._launch(launcher, watchdog)
+        elif effect is not None and latest is not None:
+            self._finish(latest, abandon=effect is Effect.ABANDON)
+
+    def _look(self, now: float) -> "dict[int, _Peer]":
+        records = {slot: self._runtime.board.slots[slot].launcher.read() for slot in self._watched}
+        seen = {
+            slot: observe(self._runtime.board.slots[slot], record, self._boot)
+            for slot, record in records.items()
+            if record is not None
+        }
+        self._detector.tick(now, seen.values())
+        peers = {}
+        for slot, record in records.items():
+            if record is None:
+                # A board that no launcher has signed is just being made; a watchdog that it never started is none.
+                peers[slot] = _Peer(Seen.WELL if slot == LAUNCHER_SLOT else Seen.GONE)
+            elif not seen[slot].running:
+                peers[slot] = _Peer(Seen.GONE, retry_at_s=record.retry_at_ms / 1000)
+            else:
+                silent = self._detector.stage_of(slot) is Stage.HUNG
+                identity = ProcessIdentity(record.pid, record.start_time, self._boot)
+                peers[slot] = _Peer(Seen.SILENT if silent else Seen.WELL, identity, record.retry_at_ms / 1000)
+        return peers
+
+    def _launch(self, launcher: "_Peer", watchdog: "_Peer | None") -> None:
+        hung = [peer.identity for peer in (launcher, watchdog) if peer and peer.identity and peer.seen is Seen.SILENT]
+        killed = [identity for identity in hung if self._signals.send(identity, KILL)]
+        text = "launcher and watchdog hang" if launcher.seen is Seen.SILENT else "the launcher is gone"
+        self._runtime.log(
+            "WARN", "succession", f"{text}: starting a launcher", killed=[identity.pid for identity in killed]
+        )
+        attempt = _Attempt(self._command, self._stop_markers, lambda: self._await_death(killed))
+        self._attempts.append(attempt)
+        attempt.start()
+
+    def _await_death(self, killed: list[ProcessIdentity]) -> None:
+        for identity in killed:
+            self._signals.wait_gone(identity, DEATH_WAIT_S)
+
+    def _finish(self, attempt: "_Attempt", *, abandon: bool) -> None:
+        if self._core.phase is Phase.BACKING_OFF:
+            self._runtime.log("ERROR", "succession_failed", f"no launcher rules yet: {attempt.outcome()}")
+        if abandon:
+            attempt.abandon()
+        self._lock.release()
+
+
+@dataclass(frozen=True, slots=True)
+class _Peer:
+    seen: Seen
+    identity: ProcessIdentity | None = None
+    retry_at_s: float = 0.0
+
+
+class _Attempt:
+    """One start of a successor, on a thread of its own."""
+
+    def __init__(self, command: list[str], stop_markers: list[str], before: Callable[[], None]) -> None:
+        """`before` is run first; a stop that is marked by then is obeyed."""
+        self._command = command
+        self._stop_markers = stop_markers
+        self._before = before
+        self._thread = threading.Thread(target=self._run, name="succession", daemon=True)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._problem = ""
+        self._abandoned = False
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def ended(self) -> bool:
+        """Tell whether nothing of it is left, and reap."""
+        if self._thread.is_alive():
+            return False
+        return self._process is None or self._process.poll() is not None
+
+    def abandon(self) -> None:
+        """Kill the successor, now or as soon as there is one."""
+        self._abandoned = True
+        if self._process is not None:
+            self._process.kill()
+
+    def outcome(self) -> str:
+        """Say what came of it."""
+        if self._process is None:
+            return self._problem or "the start itself is slow"
+        code = self._process.poll()
+        return "it starts slowly" if code is None else f"it exited with {code}"
+
+    def _run(self) -> None:
+        self._before()
+        if any(os.path.exists(path) for path in self._stop_markers):
+            self._problem = "a deliberate stop is marked"
+            return
+        try:
+            self._process = start_detached(self._command)
+        except OSError as error:
+            self._problem = f"it cannot be started: {error}"
+            return
+        if self._abandoned:
+            self._process.kill()
+
+
+def successor_command(arguments: ProcessArguments) -> list[str]:
+    """Return the command that starts a launcher for the system that `arguments` belong to."""
+    command = [sys.executable, "-P", LAUNCHER_FILE, "--successor", "--data-dir", arguments.data_dir]
+    if arguments.config_path is not None:
+        command += ["--config", arguments.config_path]
+    return [*command, "--portable"] if arguments.portable else command
+
+
+def start_detached(command: list[str]) -> "subprocess.Popen[bytes]":
+    """Start `command` in a session of its own, without a terminal, able to import us. May wait for a disk.
+
+    Raises:
+        OSError: it cannot be executed.
+    """
+    # With vfork the interpreter's lock is held until the exec is through: every thread would wait for the disk.
+    subprocess._USE_VFORK = False  # type: ignore[misc]
+    paths = [SOURCE_ROOT, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    detached = getattr(subprocess, "DETACHED_PROCESS", 0) | getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=os.path.abspath(os.sep),
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))},
+        start_new_session=True,
+        creationflags=detached,
+    )
