@@ -57,7 +57,7 @@ class ReplyHeader:
         if self.error is None:
             return pack({"v": PROTOCOL_VERSION, "id": self.id})
         text = limits.ERROR_TEXT_CHARACTERS_MAX
-        error = {"code": self.error.code, "message": self.error.message[:text], "hint": self.error.hint[:text]}
+        error = {"code": str(self.error.code), "message": self.error.message[:text], "hint": self.error.hint[:text]}
         return pack({"v": PROTOCOL_VERSION, "id": self.id, "error": error})
 
 

@@ -150,9 +150,18 @@ def prepare_runtime_directory(data_dir: str) -> str:
 
 def read_run_info(data_dir: str) -> RunInfo | None:
     """Return what the last launcher wrote, or None: the runtime directory's own copy comes before the one in DATA."""
-    on_disk = _read_run_file(os.path.join(data_dir, RUN_FILE))
+    on_disk = read_run_file(os.path.join(data_dir, RUN_FILE))
     runtime_dir = on_disk.runtime_dir if on_disk else runtime_directory(data_dir)
-    return _read_run_file(os.path.join(runtime_dir, RUN_FILE)) or on_disk
+    return read_run_file(os.path.join(runtime_dir, RUN_FILE)) or on_disk
+
+
+def read_run_file(path: str) -> RunInfo | None:
+    """Return what the run.json at `path` says; None if there is none, or it is damaged."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return RunInfo.from_json(file.read())
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError):
+        return None
 
 
 def write_atomically(path: str, data: bytes, *, sync: bool) -> None:
@@ -190,14 +199,6 @@ def read_or_make_token(runtime_dir: str) -> bytes:
     token = secrets.token_bytes(32)
     write_atomically(path, token, sync=False)
     return token
-
-
-def _read_run_file(path: str) -> RunInfo | None:
-    try:
-        with open(path, encoding="utf-8") as file:
-            return RunInfo.from_json(file.read())
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError):
-        return None
 
 
 def _runtime_parent() -> str:

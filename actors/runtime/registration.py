@@ -10,6 +10,7 @@ socket (ZeroMQ RFC 18 wants one after a DISCONNECT). In words, with `TRANSITIONS
   of the own loop that came in time count as silence: after a suspend nobody is blamed.
 """
 
+import math
 from collections.abc import Mapping
 from enum import Enum
 from typing import Final
@@ -136,9 +137,9 @@ class Registration:
         return self._apply(Event.LEAVE, now)
 
     @property
-    def wake_at(self) -> float | None:
-        """When `step` has something to do that cannot wait for the next regular turn; None if nothing."""
-        return self._retry_at if self.phase is Phase.WAITING else None
+    def wake_at(self) -> float:
+        """When `step` has something to do that cannot wait for the next regular turn; infinity if nothing."""
+        return self._retry_at if self.phase is Phase.WAITING else math.inf
 
     def _apply(self, event: Event, now: float) -> tuple[Effect, ...]:
         self.phase, effects = TRANSITIONS.get((self.phase, event), (self.phase, ()))

@@ -146,7 +146,7 @@ class RequestBook:
             running.addresses.clear()
 
     def forget(self, now: float) -> int:
-        """Drop outcomes that nobody can ask for any more, and requests that nobody answered; returns how many of these."""
+        """Drop outcomes that nobody asks for any more, and requests that nobody answered; returns how many of those."""
         for request_id in [key for key, outcome in self._outcomes.items() if now >= outcome.keep_until]:
             self._outcomes_bytes -= self._outcomes.pop(request_id).size
         lost = [key for key, running in self._running.items() if now - running.deadline > FORGOTTEN_AFTER_S]

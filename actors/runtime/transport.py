@@ -22,7 +22,7 @@ from actors.runtime.registration import Link
 from protocol.limits import BULK_FRAME_BYTES_MAX, CONTROL_FRAME_BYTES_MAX, TOPIC_BODY_BYTES_MAX
 
 Socket = zmq.Socket[bytes]
-Context = zmq.Context[Socket]
+ZmqContext = zmq.Context[Socket]
 
 RECONNECT_FIRST_MS: Final = 1
 RECONNECT_MS_MAX: Final = 4
@@ -104,7 +104,7 @@ class Transport:
             socket.setsockopt(zmq.CURVE_SECRETKEY, self._curve.client_secret.encode())
         socket.connect(self.endpoints[lane])
 
-    def admission(self, context: Context) -> "Admission | None":
+    def admission(self, context: ZmqContext) -> "Admission | None":
         """Return the guard of the broker's TCP sockets, to be made before they bind; None where no guard is needed."""
         return None if self._curve is None else Admission(context, self._curve.client_public)
 
@@ -117,7 +117,7 @@ class Admission:
         refused: how many connections were turned away.
     """
 
-    def __init__(self, context: Context, client_public: str) -> None:
+    def __init__(self, context: ZmqContext, client_public: str) -> None:
         """Take the context's ZAP address; one per context."""
         self._client_key = z85.decode(client_public)
         self.refused = 0
@@ -191,6 +191,7 @@ class ConnectionMonitor:
     def close(self) -> None:
         """Stop watching."""
         self._watched.disable_monitor()
+        self.socket.close()
 
 
 def _bound(socket: Socket, lane: Lane) -> None:

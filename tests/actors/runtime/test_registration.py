@@ -85,8 +85,8 @@ def test_a_refused_worker_tries_again_ever_more_slowly() -> None:
     for _ in range(10):
         effects = registration.dropped(now)
         wait_until = registration.wake_at
-        delays.append(0.0 if wait_until is None else wait_until - now)
-        if wait_until is not None:
+        delays.append(0.0 if effects else wait_until - now)
+        if not effects:
             assert effects == ()
             assert registration.step(wait_until - 0.001) == ()
             now = wait_until

@@ -14,10 +14,10 @@ from actors.runtime.registration import Link
 from actors.runtime.transport import (
     FRAME_BYTES_MAX,
     ConnectionMonitor,
-    Context,
     Lane,
     Socket,
     Transport,
+    ZmqContext,
     local_endpoints,
     new_curve_keys,
 )
@@ -37,7 +37,7 @@ class KeepingContext(zmq.Context[Socket]):
 
 
 @pytest.fixture
-def context() -> Iterator[Context]:
+def context() -> Iterator[ZmqContext]:
     yield KeepingContext()
     for socket in KeepingContext.kept:
         socket.context.destroy(0)
@@ -62,7 +62,7 @@ class Listener:
     """The broker's end of one lane, in a context of its own as in another process."""
 
     def __init__(self, transport: Transport, lane: Lane = Lane.CONTROL) -> None:
-        self._context: Context = KeepingContext()
+        self._context: ZmqContext = KeepingContext()
         self.socket: Socket = self._context.socket(zmq.ROUTER)
         self.admission = transport.admission(self._context)
         self.poller = zmq.Poller()
@@ -91,7 +91,7 @@ class Listener:
         self._context.destroy(0)
 
 
-def dealer(context: Context, transport: Transport, lane: Lane = Lane.CONTROL) -> tuple[Socket, ConnectionMonitor]:
+def dealer(context: ZmqContext, transport: Transport, lane: Lane = Lane.CONTROL) -> tuple[Socket, ConnectionMonitor]:
     socket: Socket = context.socket(zmq.DEALER)
     monitor = ConnectionMonitor(socket)
     transport.connect(socket, lane)
@@ -115,7 +115,7 @@ def keys_of(transport: Transport) -> Curve | None:
     return transport._curve
 
 
-def test_a_message_passes_and_is_answered(context: Context, transport: Transport) -> None:
+def test_a_message_passes_and_is_answered(context: ZmqContext, transport: Transport) -> None:
     listener = Listener(transport)
     socket, monitor = dealer(context, at(transport, listener, keys_of(transport)))
     await_link(listener, monitor, Link.UP)
@@ -128,7 +128,7 @@ def test_a_message_passes_and_is_answered(context: Context, transport: Transport
     assert socket.recv() == b"answer"
 
 
-def test_nothing_is_queued_while_no_broker_is_there(context: Context, transport: Transport) -> None:
+def test_nothing_is_queued_while_no_broker_is_there(context: ZmqContext, transport: Transport) -> None:
     listener = Listener(transport)
     client_transport = at(transport, listener, keys_of(transport))
     listener.close()
@@ -140,7 +140,7 @@ def test_nothing_is_queued_while_no_broker_is_there(context: Context, transport:
 
 
 def test_a_broker_that_comes_back_is_noticed_and_the_old_message_is_not_replayed(
-    context: Context, transport: Transport
+    context: ZmqContext, transport: Transport
 ) -> None:
     first = Listener(transport)
     client_transport = at(transport, first, keys_of(transport))
@@ -159,7 +159,7 @@ def test_a_broker_that_comes_back_is_noticed_and_the_old_message_is_not_replayed
     assert frames[1:] == [b"new"]
 
 
-def test_a_frame_past_the_bound_costs_its_sender_the_connection(context: Context, transport: Transport) -> None:
+def test_a_frame_past_the_bound_costs_its_sender_the_connection(context: ZmqContext, transport: Transport) -> None:
     listener = Listener(transport)
     socket, monitor = dealer(context, at(transport, listener, keys_of(transport)))
     await_link(listener, monitor, Link.UP)
@@ -170,7 +170,7 @@ def test_a_frame_past_the_bound_costs_its_sender_the_connection(context: Context
 
 
 @pytest.mark.portable
-def test_a_peer_without_the_client_key_is_refused_and_counted(context: Context) -> None:
+def test_a_peer_without_the_client_key_is_refused_and_counted(context: ZmqContext) -> None:
     transport = Transport(dict.fromkeys(Lane, "tcp://127.0.0.1:*"), new_curve_keys())
     listener = Listener(transport)
     keys, strange = keys_of(transport), new_curve_keys()
@@ -185,7 +185,7 @@ def test_a_peer_without_the_client_key_is_refused_and_counted(context: Context) 
 
 
 @pytest.mark.portable
-def test_a_plain_tcp_peer_is_not_let_in(context: Context) -> None:
+def test_a_plain_tcp_peer_is_not_let_in(context: ZmqContext) -> None:
     transport = Transport(dict.fromkeys(Lane, "tcp://127.0.0.1:*"), new_curve_keys())
     listener = Listener(transport)
     _, monitor = dealer(context, at(transport, listener, None))
@@ -199,7 +199,7 @@ def test_a_plain_tcp_peer_is_not_let_in(context: Context) -> None:
 
 
 @pytest.mark.portable
-def test_a_taken_port_is_replaced_and_a_free_one_kept(context: Context) -> None:
+def test_a_taken_port_is_replaced_and_a_free_one_kept(context: ZmqContext) -> None:
     keys = new_curve_keys()
     first = Listener(Transport(dict.fromkeys(Lane, "tcp://127.0.0.1:*"), keys))
     squatted = Transport(dict.fromkeys(Lane, first.endpoint), keys)
