@@ -44,6 +44,8 @@ relctl: Final = RelctlGroup(
 
 def main() -> NoReturn:
     """Run relctl on the process's own command line."""
+    if "_RELCTL_COMPLETE" in os.environ:
+        relctl.main(prog_name="relctl")  # click's shell completion
     sys.exit(run(sys.argv[1:]))
 
 
@@ -66,8 +68,11 @@ def _run(arguments: Sequence[str], ports: Ports | None) -> int:
     health = command_name(arguments) == "health"
     output = Output(json="--json" in arguments, no_color="--no-color" in arguments)
     try:
-        result: Any = relctl.main(list(arguments), "relctl", standalone_mode=False, obj=ports)
+        with relctl.make_context("relctl", list(arguments), obj=ports) as context:
+            result: Any = relctl.invoke(context)
         return result if isinstance(result, int) else EXIT_OK
+    except click.exceptions.Exit as end:
+        return end.exit_code
     except click.ClickException as error:
         output.error(_usage_error(error))
         return HEALTH_UNKNOWN if health else EXIT_USAGE
@@ -82,6 +87,12 @@ def _run(arguments: Sequence[str], ports: Ports | None) -> int:
         # The world's fault, not a bug: a full disk, a directory that may not be read.
         output.error(LocalError(ErrorCode.FAILED, str(error), ""))
         return HEALTH_UNKNOWN if health else EXIT_FAILED
+    except Exception:
+        if not health:
+            raise
+        # A defect of ours is unknown to a monitoring system. Python's own exit code, 1, would tell it "warning".
+        sys.excepthook(*sys.exc_info())
+        return HEALTH_UNKNOWN
 
 
 def _usage_error(error: click.ClickException) -> LocalError:

@@ -103,7 +103,7 @@ def _is_settled(operation: Operation, before: "LauncherRecord | None", now: "Lau
 
 
 def _ask_launcher(session: Session, op: str, name: str, timeout_s: float) -> dict[str, Any]:
-    """Ask the launcher, again while it is being replaced: a request that found no launcher had no effect."""
+    """Ask the launcher, again while it is being replaced: to be asked twice does no harm."""
     end = session.ports.monotonic() + min(SUCCESSION_S, timeout_s)
     while True:
         try:

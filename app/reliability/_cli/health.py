@@ -57,6 +57,8 @@ def offline_report(reading: BoardReading | None, data_dir: str, absence: Reliabi
     if reading.stopped:
         checks = [check if check["status"] == "critical" else check | {"status": "unknown"} for check in checks]
         checks.append(_made("system", "unknown", "stopped on purpose"))
+    elif not any(view.pid for view in reading.views):
+        checks.append(_made("system", "critical", "no process runs, and nobody stopped them on purpose"))
     else:
         checks.append(_made("system", "warning", f"{absence}; disk, memory and database were not looked at"))
     return {"status": worst(checks), "checks": checks, "degraded": [], **label(reading.age_s)}

@@ -10,7 +10,6 @@ from app.reliability._cli.session import Session, not_running
 
 if TYPE_CHECKING:
     from actors.runtime.board_view import ProcessView
-
     from protocol.errors import ReliabilityError
 
 
