@@ -20,6 +20,7 @@ PURE = (
     "supervisor/core/**/*.py",
     "actors/*/core.py",
     "actors/*/core/**/*.py",
+    "actors/*/records.py",
     "actors/runtime/verdict.py",
     "actors/runtime/succession_core.py",
 )

@@ -67,7 +67,6 @@ def make(tmp_path: Path) -> Iterator[Callable[..., Harness]]:
     yield make
     for harness in made:
         harness.stop()
-        harness.close()
     board.close()
 
 

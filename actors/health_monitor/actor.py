@@ -1,0 +1,205 @@
+"""health_monitor at work: each check on its own thread, the processes from the board, answers from what is known."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, Final
+
+from actors.health_monitor.checks import Check
+from actors.health_monitor.config import HealthConfig
+from actors.health_monitor.core import Change, CheckSpec, Finding, HealthCore, Observation, Status
+from actors.health_monitor.queries import HISTORY_ROWS_MAX, read_history
+from actors.health_monitor.store import SCHEMA, HealthStore, HistoryRow
+from actors.runtime.actor import Actor, Context
+from actors.runtime.board_view import ProcessView, check_of, snapshot
+from actors.runtime.database import Database
+from actors.runtime.database_problem import DatabaseError
+from actors.runtime.liveness import Board
+from actors.runtime.operations import Operation, Request
+from actors.runtime.side_worker import side_worker
+from actors.runtime.worker import Worker
+from protocol.names import HEALTH_MONITOR
+from protocol.severity import Severity
+
+TOPIC: Final = "state.health"
+PUBLISH_INTERVAL_S: Final = 30.0
+ROWS_WAITING_MAX: Final = 1000
+"""Rows kept while the database cannot be written; beyond it the oldest are dropped and counted."""
+ROWS_WRITTEN_MAX: Final = 200
+WRITE_RETRY_S: Final = 10.0
+_DAY_MS: Final = 86_400_000
+
+_SEVERITIES: Final = {
+    Status.OK: Severity.NOTICE,
+    Status.UNKNOWN: Severity.WARN,
+    Status.WARNING: Severity.WARN,
+    Status.CRITICAL: Severity.CRITICAL,
+}
+
+
+class HealthMonitor(Actor):
+    """Runs the checks and answers how things are."""
+
+    def __init__(
+        self,
+        path: str,
+        board: Board,
+        config: HealthConfig,
+        checks: Sequence[tuple[CheckSpec, Check]],
+        wall_ms: Callable[[], int],
+    ) -> None:
+        """Wire a monitor that keeps its history in the database at `path`; `wall_ms` is the clock of the history."""
+        self._path = path
+        self._board = board
+        self._config = config
+        self._checks = {spec.name: check for spec, check in checks}
+        self._specs = [spec for spec, _ in checks]
+        self._wall_ms = wall_ms
+        self._store = HealthStore(Database(path, SCHEMA))
+        self._rows: deque[HistoryRow] = deque()
+        self._rows_dropped = 0
+        self._writing: list[HistoryRow] = []
+        self._write_again_at = 0.0
+        self._processes: set[str] = set()
+        self._published_at = 0.0
+
+    def operations(self) -> Sequence[Operation]:
+        """Return what it answers."""
+        history = {"name": "str? of a check", "limit": f"int? rows, at most {HISTORY_ROWS_MAX}"}
+        return (
+            Operation("health", "Return how every check stands.", {}, self._health),
+            Operation("history", "Return how checks stood, the newest first.", history, self._history, blocking=True),
+        )
+
+    def on_start(self, context: Context) -> None:
+        """Begin: every check is due at once."""
+        now = context.now()
+        self._context = context
+        self._core = HealthCore(self._specs, now)
+        self._workers: dict[str, Worker] = {
+            name: side_worker(context, f"{HEALTH_MONITOR}-{name}", 1) for name in self._checks
+        }
+        self._look_at_processes_at = now
+        self._sample_at = now + self._config.history_interval_s
+
+    def on_tick(self, context: Context, now: float) -> None:
+        """Run what is due, look at the processes, tell what changed."""
+        for name in self._core.due(now):
+            self._workers[name].submit(self._checks[name], on_done=partial(self._finished, name), what=name)
+        changes = self._core.tick(now)
+        if now >= self._look_at_processes_at:
+            self._look_at_processes_at = now + self._config.process_interval_s
+            changes += self._look_at_processes(now)
+        self._tell(changes)
+        if now >= self._sample_at:
+            self._sample_at = now + self._config.history_interval_s
+            self._record(self._core.findings(now))
+        self._write(now)
+        if now - self._published_at >= PUBLISH_INTERVAL_S:
+            self._publish()
+
+    def on_drain(self, context: Context) -> bool:
+        """Write what is waiting to be written. Checks that run are left to themselves."""
+        self._write(context.now())
+        return not self._writing
+
+    def status(self) -> Mapping[str, Any]:
+        """Return what the monitor itself is doing."""
+        busy = {name: worker.busy_s(self._context.now()) for name, worker in self._workers.items()}
+        return {
+            "checks": {name: {"busy_s": round(seconds, 3)} for name, seconds in busy.items()},
+            "history": {"waiting": len(self._rows) + len(self._writing), "dropped": self._rows_dropped},
+        }
+
+    # --- requests ---
+
+    def _health(self, _request: Request) -> dict[str, Any]:
+        return self._core.report(self._context.now())
+
+    def _history(self, request: Request) -> dict[str, Any]:
+        return read_history(self._path, request.arguments.get("name"), request.arguments.get("limit", 100))
+
+    # --- checks ---
+
+    def _finished(self, name: str, outcome: Any) -> None:
+        if isinstance(outcome, Exception):
+            outcome = Observation(f"the check failed: {type(outcome).__name__}: {outcome}", status=Status.UNKNOWN)
+        self._tell(self._core.finished(name, outcome, self._context.now()))
+
+    def _look_at_processes(self, now: float) -> list[Change]:
+        views = snapshot(self._board, int(now * 1000))
+        changes = []
+        for view in views:
+            changes += self._core.pushed(self._process_spec(view.name), _observe_process(view), now)
+        names = {view.name for view in views}
+        for name in self._processes - names:
+            self._core.forget(name)
+        self._processes = names
+        return changes
+
+    def _process_spec(self, name: str) -> CheckSpec:
+        return CheckSpec(name, self._config.process_interval_s, self._config.check_timeout_s)
+
+    # --- what follows from a change ---
+
+    def _tell(self, changes: list[Change]) -> None:
+        """Log, record and publish changes. That something is well from the start is no news."""
+        if not changes:
+            return
+        for change in changes:
+            finding = change.finding
+            if change.before is not None or finding.status is not Status.OK:
+                self._context.log(
+                    _SEVERITIES[finding.status],
+                    "health_changed",
+                    f"{finding.name} is {finding.status}: {finding.message}",
+                    check=finding.name,
+                    status=finding.status,
+                    before=change.before,
+                    value=finding.value,
+                    unit=finding.unit,
+                )
+        self._record(change.finding for change in changes)
+        self._publish()
+
+    def _publish(self) -> None:
+        now = self._context.now()
+        self._published_at = now
+        self._context.publish(TOPIC, self._core.report(now))
+
+    # --- history ---
+
+    def _record(self, findings: Iterable[Finding]) -> None:
+        now_ms = self._wall_ms()
+        for item in findings:
+            self._rows.append(HistoryRow(now_ms, item.name, item.status, item.message, item.value, item.unit))
+        self._bound_rows()
+
+    def _bound_rows(self) -> None:
+        while len(self._rows) > ROWS_WAITING_MAX:
+            self._rows.popleft()
+            self._rows_dropped += 1
+
+    def _write(self, now: float) -> None:
+        """Have the worker write some of the rows that wait, unless it is at it or has just failed."""
+        if self._writing or not self._rows or now < self._write_again_at:
+            return
+        self._writing = [self._rows.popleft() for _ in range(min(len(self._rows), ROWS_WRITTEN_MAX))]
+        keep_from_ms = self._wall_ms() - int(self._config.history_days * _DAY_MS)
+        self._context.submit(
+            self._store.record, self._writing, keep_from_ms, what="record health", on_done=self._on_written
+        )
+
+    def _on_written(self, outcome: Any) -> None:
+        rows, self._writing = self._writing, []
+        if isinstance(outcome, DatabaseError):  # the check of the database tells of it
+            self._write_again_at = self._context.now() + WRITE_RETRY_S
+            self._rows.extendleft(reversed(rows))
+            self._bound_rows()
+        elif isinstance(outcome, Exception):
+            raise outcome
+
+
+def _observe_process(view: ProcessView) -> Observation:
+    status, message = check_of(view)
+    return Observation(message, view.progress_age_s, "s", Status(status))
