@@ -152,6 +152,10 @@ class Context:
         """Stop waiting for `source`; before it is closed."""
         self._loop.reactor.unregister(source)
 
+    def look_after_launcher(self) -> None:
+        """Have the guardian look now rather than at its next tick: something hints that the launcher is gone."""
+        self._loop.guardian.step(time.monotonic())
+
     def log(self, severity: Severity, event_type: str, message: str, **attributes: Any) -> None:
         """Log an event; it never blocks and never raises. From any thread."""
         self.runtime.log(severity.name, event_type, message, **attributes)
@@ -180,6 +184,7 @@ class ActorLoop:
         mailbox: how other threads reach it.
         worker: its worker thread.
         service: what it answers.
+        guardian: who brings launcher and watchdog back.
     """
 
     def __init__(self, runtime: ProcessRuntime, actor: Actor, guardian: GuardianLike) -> None:
@@ -199,7 +204,7 @@ class ActorLoop:
             clock=time.monotonic,
         )
         self._actor = actor
-        self._guardian = guardian
+        self.guardian = guardian
         self._context = Context(self)
         self._tick_s = actor.tick_s or runtime.supervision.tick_s
         self._zmq: ZmqContext = zmq.Context()
@@ -271,7 +276,7 @@ class ActorLoop:
 
     def _tick(self, now: float) -> None:
         self._leave_if_replaced()
-        self._guardian.step(now)
+        self.guardian.step(now)
         for connection in self._connections:
             connection.step(now)
         self.service.forget()
