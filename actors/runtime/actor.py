@@ -24,7 +24,7 @@ from actors.runtime.paths import read_or_make_token
 from actors.runtime.process import ProcessRuntime, run_process
 from actors.runtime.reactor import Mailbox, Reactor, Source
 from actors.runtime.registration import Phase
-from actors.runtime.serving import Service
+from actors.runtime.serving import Draining, Service
 from actors.runtime.transport import Lane, ZmqContext
 from actors.runtime.version import VERSION
 from actors.runtime.worker import QUEUED_JOBS_MAX, Worker
@@ -299,8 +299,8 @@ class ActorLoop:
     def _drained(self, now: float) -> bool:
         if self._drain_until is None:
             self._drain_until = now + self.runtime.supervision.stop_timeout_s * DRAIN_SHARE
-            self.service.draining = True
             self._set_state(ProcessState.STOPPING)
+        self.service.draining = Draining.REFUSE if self.runtime.board.stopping else Draining.HAND_OVER
         actor_done = self._actor.on_drain(self._context)
         running = self.service.running_count
         if actor_done and running == 0 and self.worker.idle:

@@ -116,6 +116,10 @@ class RequestBook:
         self._running[request_id] = _Running(fingerprint, deadline, [address])
         return Admission.RUN
 
+    def knows(self, request_id: bytes) -> bool:
+        """Tell whether a request of this id runs or has an outcome here."""
+        return request_id in self._running or request_id in self._outcomes
+
     def outcome(self, request_id: bytes) -> Frames:
         """Return the remembered outcome of a request that was `REPLAYED`."""
         return self._outcomes[request_id].frames

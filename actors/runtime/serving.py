@@ -9,6 +9,7 @@ of ours and leaves through the loop.
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from functools import partial
 from typing import Any, Final, Protocol
 
@@ -39,6 +40,14 @@ _ENVELOPE_FRAMES: Final = 4
 _ENVELOPE_BYTES: Final = limits.KIB
 
 
+class Draining(Enum):
+    """What becomes of a request that would have to be begun."""
+
+    NO = "it is executed"
+    HAND_OVER = "it is left unanswered: at our DISCONNECT the broker gives it to our successor"
+    REFUSE = "it is answered `draining`: the system stops, there will be no successor"
+
+
 class ReplyPath(Protocol):
     """Where requests come from and answers go: a `BrokerConnection`."""
 
@@ -61,7 +70,7 @@ class Service:
 
     Attributes:
         counters: what came and what became of it, by name.
-        draining: once True, only what runs is brought to its end.
+        draining: whether and how requests that have not begun are turned away.
     """
 
     def __init__(
@@ -93,7 +102,7 @@ class Service:
             if operation.name in COMMON_OPS:
                 raise ValueError(f"{operation.name!r} is answered by the loop")
         self.counters: Counter[str] = Counter()
-        self.draining = False
+        self.draining = Draining.NO
         self._name = name
         self._served = {item.name: _Served(item, ArgumentRules(item)) for item in operations}
         self._description = describe(name, operations, VERSION, window)
@@ -144,8 +153,6 @@ class Service:
             return None
         if header.op not in self._served:
             return unknown_operation(self._name, header.op), "refused"
-        if self.draining:
-            return ErrorInfo(ErrorCode.DRAINING, f"{self._name} is stopping"), "refused"
         return None
 
     def _common(self, op: str) -> Mapping[str, Any]:
@@ -156,6 +163,12 @@ class Service:
     def _admit(self, path: ReplyPath, address: bytes, header: RequestHeader, body: list[bytes]) -> None:
         arguments, raw = (body[1], body[2:]) if len(body) > 1 else (b"", [])
         book = self._book(path)
+        if self.draining is not Draining.NO and not book.knows(header.id):
+            self.counters["turned_away"] += 1
+            if self.draining is Draining.REFUSE:
+                stopping = ErrorInfo(ErrorCode.DRAINING, f"{self._name} is stopping")
+                self._refuse(path, address, header.id, stopping, "refused")
+            return
         content = hash((header.op, arguments, *map(len, raw)))
         deadline = header.deadline_ms / 1000
         match book.admit(header.id, content, address, deadline, self._clock()):

@@ -15,6 +15,7 @@ from actors.runtime.liveness import FIRST_ACTOR_SLOT, ProcessRecord, ProcessStat
 from actors.runtime.operations import DEFERRED, Operation, Request
 from actors.runtime.paths import read_or_make_token
 from actors.runtime.process import ProcessRuntime
+from actors.runtime.serving import Draining
 from actors.runtime.transport import FRAME_BYTES_MAX, Lane
 from protocol import mdp
 from protocol.codec import pack, unpack
@@ -542,14 +543,18 @@ def test_publications_arrive_and_hostile_ones_are_counted(where: Place, broker: 
 # --- leaving ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_stop_finishes_what_runs_refuses_what_comes_and_says_goodbye(
-    broker: Broker, shop: Shop, run: Running
+def test_a_stop_finishes_what_runs_turns_away_what_comes_and_says_goodbye(
+    where: Place, broker: Broker, shop: Shop, run: Running
 ) -> None:
     shop.done = False
     slow = broker.request("slow", text="x")
     assert shop.begun.wait(PATIENCE_S)
     run.stop()
     until(lambda: run.record.state == ProcessState.STOPPING, "stopping")
+    broker.request("echo", text="left to the successor")
+    assert broker.ask("ping") == {"name": NAME}
+    where.board.stopping = True
+    until(lambda: run.loop.service.draining is Draining.REFUSE, "the system's stop")
     assert broker.error("echo", text="y") == ErrorCode.DRAINING
     assert broker.ask("ping") == {"name": NAME}
     shop.release.set()
