@@ -1,0 +1,118 @@
+"""The watchdog as an actor: two ticks per tick of the others, the launcher's pidfd, and what it answers."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from actors.runtime.actor import Actor, Context
+from actors.runtime.identity import ProcessIdentity
+from actors.runtime.liveness import LAUNCHER_SLOT
+from actors.runtime.operations import Operation, Request
+from actors.runtime.process import ProcessRuntime
+from actors.runtime.signalling import HAS_PIDFD, open_pidfd
+from actors.watchdog.config import WatchdogConfig
+from actors.watchdog.core import Watch
+from actors.watchdog.effects import ASK_LAUNCHER_S_MAX, Effects
+from actors.watchdog.evidence import EvidenceStore
+from protocol.errors import ErrorCode, RemoteError
+
+TICKS_PER_TICK: Final = 2
+"""It looks so many times in the time in which every other loop turns at least once."""
+FORWARD_LEASE_CAP_S: Final = 2 * ASK_LAUNCHER_S_MAX
+
+
+class Watchdog(Actor):
+    """Judges every process; answers for its verdicts, and for the launcher, which has no service of its own."""
+
+    def __init__(self, runtime: ProcessRuntime) -> None:
+        """Read the configuration and the board; nobody is judged before the first tick."""
+        config = runtime.config.section("watchdog", WatchdogConfig)
+        self.tick_s = runtime.supervision.tick_s / TICKS_PER_TICK
+        self._runtime = runtime
+        self._core = Watch(self.tick_s)
+        self._evidence = EvidenceStore(runtime.arguments.runtime_dir, config.evidence_files_max)
+        self._effects = Effects(runtime, self._evidence)
+        self._launcher = LauncherExit(runtime)
+
+    def operations(self) -> Sequence[Operation]:
+        """Return what it answers."""
+        name = {"name": "str of a process", "user": "str? on whose behalf"}
+        return (
+            Operation("verdicts", "Return how every process stands, and why.", {}, self._verdicts),
+            Operation(
+                "evidence", "Return what was found at a process that hung.", {"name": "str"}, self._read_evidence
+            ),
+            *(
+                Operation(op, text, arguments, self._forward, blocking=True, lease_cap_s=FORWARD_LEASE_CAP_S)
+                for op, text, arguments in (
+                    ("restart", "Have the launcher restart a process.", name),
+                    ("start", "Have the launcher start a process.", name),
+                    ("stop", "Have the launcher stop a process.", name),
+                    ("down", "Have the launcher stop the whole system.", {"user": name["user"]}),
+                )
+            ),
+        )
+
+    def on_tick(self, context: Context, now: float) -> None:
+        """Look at everybody, and act."""
+        subjects = self._effects.observe(self._core.suspects)
+        for effect in self._core.step(now, subjects, stopping=self._runtime.board.stopping):
+            self._effects.perform(effect, now)
+        self._effects.note_clocks()
+        self._launcher.watch(context)
+
+    def status(self) -> Mapping[str, Any]:
+        """Return its own part of `status`."""
+        return {
+            "judged": len(self._core.findings),
+            "suspects": len(self._core.suspects),
+            "killed": self._effects.killed,
+        }
+
+    def _verdicts(self, _request: Request) -> dict[str, Any]:
+        return {"processes": self._effects.verdicts(self._core.findings)}
+
+    def _read_evidence(self, request: Request) -> dict[str, Any]:
+        name = request.arguments["name"]
+        found = self._evidence.read(name)
+        if found is None:
+            raise RemoteError(
+                ErrorCode.FAILED, f"there is no evidence on {name!r}", "See `verdicts` for what there is."
+            )
+        return {"evidence": found}
+
+    def _forward(self, request: Request) -> dict[str, Any]:
+        """On the worker thread."""
+        return self._effects.ask_launcher(request.op, request.deadline, request.arguments)
+
+
+class LauncherExit:
+    """Tells the loop at once when the launcher is gone, where there are pidfds; elsewhere the next tick sees it."""
+
+    def __init__(self, runtime: ProcessRuntime) -> None:
+        """Watch nobody yet."""
+        self._slot = runtime.board.slots[LAUNCHER_SLOT]
+        self._possible = HAS_PIDFD and not runtime.arguments.portable
+        self._watched: ProcessIdentity | None = None
+        self._descriptor: int | None = None
+
+    def watch(self, context: Context) -> None:
+        """Watch the launcher that is on record now."""
+        identity = self._slot.current_identity() if self._possible else None
+        if identity == self._watched:
+            return
+        self._leave(context)
+        self._watched = identity
+        self._descriptor = open_pidfd(identity) if identity is not None else None
+        if self._descriptor is not None:
+            context.register(self._descriptor, lambda: self._gone(context))
+
+    def _gone(self, context: Context) -> None:
+        self._leave(context)
+        context.look_after_launcher()
+
+    def _leave(self, context: Context) -> None:
+        if self._descriptor is not None:
+            context.unregister(self._descriptor)
+            os.close(self._descriptor)
+            self._descriptor = None
