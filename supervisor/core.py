@@ -362,10 +362,7 @@ class Supervisor:
         delay_s = min(BACKOFF_FIRST_S * 2.0 ** (child.failures - 1), BACKOFF_S_MAX) if child.failures else 0.0
         child.due_at = now + delay_s
         effects: list[Effect] = [RecordRestart(name, child.incarnation, exit_, charged=True, manual=False)]
-        if not delay_s:
-            effects += self._start(child, now, charged=True)
-        again = f"started again in {delay_s:g} s" if delay_s else "started again"
-        return [*effects, Say(Severity.ERROR, "process_failed", f"{name}: {exit_.reason}; {again}", name)]
+        return effects if delay_s else effects + self._start(child, now, charged=True)
 
     def _left(self, child: Child, exit_: Exit, now: float) -> list[Effect]:
         child.move(Event.LEFT, now)

@@ -65,6 +65,10 @@ class ConfigFile:
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise _error(path, f"is not TOML: {error}") from None
 
+    def has(self, name: str) -> bool:
+        """Tell whether the file has a table, or key, called `name`."""
+        return name in self._tables
+
     def section(self, name: str, kind: type[Section]) -> Section:
         """Return section `name` as `kind`, a dataclass whose every field has a default.
 

@@ -1,0 +1,133 @@
+"""`python launcher.py`: starts everything and keeps it running. The composition root: what is supervised stands here.
+
+It opens no ZeroMQ socket and no database, and starts no thread: so it can fork, and there is little that it can die of.
+"""
+
+import argparse
+import os
+import sys
+import time
+
+STARTED_AT = time.monotonic()
+SOURCE_ROOT = os.path.dirname(os.path.abspath(__file__))
+if SOURCE_ROOT not in sys.path:  # so it is under -P, which keeps a host's own modules from shadowing ours
+    sys.path.insert(0, SOURCE_ROOT)
+
+from actors.event_logger.config import EventLoggerConfig  # noqa: E402
+from actors.health_monitor.config import HealthConfig  # noqa: E402
+from actors.runtime import paths  # noqa: E402
+from actors.runtime.config import ConfigFile, SupervisionConfig  # noqa: E402
+from actors.runtime.liveness import BROKER_SLOT, FIRST_ACTOR_SLOT, WATCHDOG_SLOT, ProcessKind  # noqa: E402
+from actors.runtime.process import TITLE_PREFIX  # noqa: E402
+from broker.config import BrokerConfig  # noqa: E402
+from protocol import names  # noqa: E402
+from protocol.errors import ErrorCode, LocalError  # noqa: E402
+from supervisor.launch import run  # noqa: E402
+from supervisor.settings import Definition, Settings  # noqa: E402
+
+ACTORS = (names.EVENT_LOGGER, names.HEALTH_MONITOR)
+"""Every actor but the watchdog, in the order of starting; a new one is added here."""
+
+SECTIONS = {
+    "supervision": SupervisionConfig,
+    "broker": BrokerConfig,
+    "event_logger": EventLoggerConfig,
+    "health": HealthConfig,
+}
+"""The tables that reliability.toml may have; all are checked before anything is started."""
+
+
+def definitions() -> tuple[Definition, ...]:
+    """Return what is supervised, in the order of starting. A stop takes the actors from the end, the broker last."""
+    count = len(ACTORS)
+    broker = Definition(names.BROKER, ProcessKind.BROKER, "broker.__main__", BROKER_SLOT, stop_rank=count + 1)
+    watchdog = Definition(
+        names.WATCHDOG, ProcessKind.WATCHDOG, "actors.watchdog.__main__", WATCHDOG_SLOT, stop_rank=count
+    )
+    actors = [
+        Definition(name, ProcessKind.ACTOR, f"actors.{name}.__main__", FIRST_ACTOR_SLOT + place, count - 1 - place)
+        for place, name in enumerate(ACTORS)
+    ]
+    return broker, watchdog, *actors
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the launcher and return its exit code."""
+    options = _parser().parse_args(argv)
+    os.umask(0o077)
+    _show_role()
+    try:
+        if options.command:
+            raise _not_yet("supervising a COMMAND")
+        data_dir = paths.data_directory(options.data_dir)
+        config_path = _config_path(options.config, data_dir)
+        return run(
+            Settings(
+                data_dir=data_dir,
+                config_path=config_path,
+                portable=options.portable or sys.platform != "linux",
+                successor=options.successor,
+                supervision=_supervision(config_path),
+                definitions=definitions(),
+                started_at=STARTED_AT,
+            )
+        )
+    except LocalError as error:
+        if not (options.successor and error.code == ErrorCode.LOCKED):
+            print(f"launcher: {error.message}. {error.hint}".rstrip(), file=sys.stderr)  # noqa: T201 - its one line
+        return error.exit_code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="launcher.py", description="Start the system and keep it running.")
+    config = f"configuration (default: {paths.CONFIG_FILE} in or beside the data directory)"
+    parser.add_argument("--config", metavar="FILE", help=config)
+    data = f"data directory (default: ${paths.DATA_DIR_VARIABLE}, else ./data)"
+    parser.add_argument("--data-dir", metavar="DIR", help=data)
+    portable = "exec, psutil and TCP instead of fork, pidfd and local sockets"
+    parser.add_argument("--portable", action="store_true", help=portable)
+    parser.add_argument("--successor", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("command", nargs="*", metavar="-- COMMAND", help="not in this release")
+    return parser
+
+
+def _config_path(given: str | None, data_dir: str) -> str | None:
+    """Return the configuration file to read. The default does not hang on the working directory, but on DATA."""
+    if given is not None:
+        return os.path.abspath(given)
+    for directory in (data_dir, os.path.dirname(data_dir)):
+        path = os.path.join(directory, paths.CONFIG_FILE)
+        if os.path.exists(path):
+            return path
+    return None
+
+
+def _supervision(config_path: str | None) -> SupervisionConfig:
+    """Check the whole configuration, and return `[supervision]`.
+
+    Raises:
+        LocalError: it names what is wrong.
+    """
+    config = ConfigFile.load(config_path)
+    if config.has("program"):
+        raise _not_yet("[program.NAME]")
+    for name, kind in SECTIONS.items():
+        config.section(name, kind)
+    config.finish()
+    return config.section("supervision", SupervisionConfig)
+
+
+def _show_role() -> None:
+    try:
+        from setproctitle import setproctitle
+    except ImportError:  # only cosmetic
+        return
+    setproctitle(f"{TITLE_PREFIX}{names.LAUNCHER}")
+
+
+def _not_yet(what: str) -> LocalError:
+    return LocalError(ErrorCode.USAGE, f"{what} is not in this release, which supervises its own processes only", "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""What the composition root hands over: which processes there are, and how they are supervised."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from actors.runtime.config import SupervisionConfig
+from actors.runtime.liveness import LAUNCHER_SLOT, ProcessKind
+from protocol.names import LAUNCHER
+from supervisor.budget import Budget
+from supervisor.model import ChildSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """One process of the system.
+
+    Attributes:
+        name: process and service name.
+        kind: what it is.
+        module: its entry, see `supervisor.port.Launch`.
+        slot: its place on the board.
+        stop_rank: see `ChildSpec`.
+    """
+
+    name: str
+    kind: ProcessKind
+    module: str
+    slot: int
+    stop_rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """One launcher's settings.
+
+    Attributes:
+        data_dir: absolute data directory.
+        config_path: absolute path of the configuration file, or None.
+        portable: whether the portable ports were asked for.
+        successor: whether a survivor started this launcher, not a person.
+        supervision: the `[supervision]` section.
+        definitions: the processes, in the order of starting.
+        started_at: monotonic time at which this launcher began.
+    """
+
+    data_dir: str
+    config_path: str | None
+    portable: bool
+    successor: bool
+    supervision: SupervisionConfig
+    definitions: Sequence[Definition]
+    started_at: float
+
+    @property
+    def budget(self) -> Budget:
+        """The restart budget of each process of ours, the launcher included."""
+        return Budget(self.supervision.restart_max, self.supervision.restart_period_s)
+
+    def specs(self) -> list[ChildSpec]:
+        """Return how each process is supervised."""
+        return [
+            ChildSpec(
+                definition.name,
+                self.budget,
+                self.supervision.start_timeout_s,
+                self.supervision.stop_timeout_s,
+                definition.stop_rank,
+            )
+            for definition in self.definitions
+        ]
+
+    def own_definition(self) -> Definition:
+        """Return the launcher's own place."""
+        return Definition(LAUNCHER, ProcessKind.LAUNCHER, "", LAUNCHER_SLOT, 0)

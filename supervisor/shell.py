@@ -1,0 +1,421 @@
+"""The launcher's one loop: what happens is told to the core, what the core wants is done.
+
+No thread, no ZeroMQ, no database, no wait for a disk. Everything the loop waits for is a descriptor (exits, control
+connections, signals) or the next deadline.
+"""
+
+import json
+import os
+import selectors
+import time
+from collections import deque
+from collections.abc import Iterable
+from typing import Any, Final
+
+from actors.runtime import paths
+from actors.runtime.identity import boot_id, own_identity
+from actors.runtime.journal import new_entry
+from actors.runtime.liveness import LAUNCHER_SLOT, ProcessKind, ProcessRecord, ProcessState
+from actors.runtime.process import register_stacks
+from actors.runtime.version import VERSION
+from protocol.errors import ErrorCode, LocalError, ReliabilityError
+from protocol.names import BROKER, LAUNCHER, WATCHDOG
+from protocol.severity import Severity
+from supervisor import console
+from supervisor.control import ControlServer, Request, listen_local, listen_tcp
+from supervisor.copies import DurableCopies
+from supervisor.core import Supervisor
+from supervisor.fleet import Fleet
+from supervisor.ground import Ground, clear, run_info
+from supervisor.memory import Moment, RestartsFile
+from supervisor.model import (
+    Effect,
+    Exit,
+    Kill,
+    Leave,
+    MarkStop,
+    Persist,
+    Phase,
+    RecordRecovery,
+    RecordRestart,
+    Remembered,
+    Say,
+    Spawn,
+    State,
+    Terminate,
+)
+from supervisor.port import ProcessControl
+from supervisor.records import Records
+from supervisor.settings import Settings
+from supervisor.signals import Signals
+from supervisor.slots import record_of
+from supervisor.takeover import Takeover, take_over
+from supervisor.watch import WatchdogWatch
+
+READINESS_POLL_S: Final = 0.005
+"""How often the board is read while a process starts."""
+EXIT_POLL_S: Final = 0.1
+"""How often processes are looked at whose exit wakes nobody up."""
+LATE_TURN_TICKS: Final = 3.0
+FAREWELL_S: Final = 2.0
+"""How long the last durable copies may take before the launcher leaves without them."""
+
+
+class Replaced(Exception):
+    """Another launcher rules the board; this one leaves without touching anything."""
+
+
+class Shell:
+    """One launcher, from taking over to leaving."""
+
+    def __init__(self, settings: Settings, ground: Ground, control: ProcessControl, signals: Signals) -> None:
+        """Wire the parts, and take over: from here on this launcher rules the board.
+
+        Raises:
+            OverBudgetError: this launcher's own restarts are used up; nothing has been touched.
+        """
+        self._settings = settings
+        self._ground = ground
+        self._port = control
+        self._signals = signals
+        self._selector = _new_selector()
+        self._selector.register(signals.descriptor, selectors.EVENT_READ, lambda _mask, _now: None)
+        self._records = Records(ground.runtime_dir)
+        self._copies = DurableCopies(control, self._selector)
+        self._memory = RestartsFile(self._runtime(paths.RESTARTS_FILE), self._data(paths.RESTARTS_FILE), self._copies)
+        self._fleet = Fleet(settings, ground, control, self._selector)
+        self._watch = WatchdogWatch(ground, settings.supervision)
+        self._slot = ground.board.slots[LAUNCHER_SLOT]
+        self._board_file = _file_identity(ground.board.path)
+        self._identity = own_identity()
+        now = time.monotonic()
+        past = self._memory.load(self._moment(now), settings.budget.period_s)
+        self._taken = take_over(settings, ground, past, now)
+        self._own = self._taken.own
+        late_turn_s = settings.supervision.tick_s * LATE_TURN_TICKS
+        self._core = Supervisor.of(settings.specs(), self._taken.remembered, late_turn_s)
+        self._server = self._open_control()
+        self._effects: deque[Effect] = deque()
+        self._prepared = False
+        self._downs: list[Request] = []
+        self._next_tick = 0.0
+        self._exit_code: int | None = None
+        self._announced = False
+
+    # --- from beginning to end ------------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Supervise until the system is stopped; return the exit code."""
+        self._begin()
+        try:
+            while self._exit_code is None:
+                self._turn()
+        except Replaced:
+            console.say("another launcher has taken over and goes on with everything")
+            return 0
+        self._leave()
+        return self._exit_code
+
+    def close_inherited(self) -> None:
+        """In a forked child: drop every descriptor that is the launcher's alone."""
+        self._ground.lock.close_inherited()
+        self._server.close_inherited()
+        self._fleet.close_inherited()
+        self._copies.close_inherited()
+        self._signals.close_inherited()
+
+    def _begin(self) -> None:
+        taken, now = self._taken, time.monotonic()
+        register_stacks(self._ground.runtime_dir, LAUNCHER_SLOT)
+        self._show(now)
+        if not taken.running:
+            self._prepare()
+        for name, identity in taken.running.items():
+            self._fleet.adopt(name, taken.found[name].incarnation, identity)
+        if taken.predecessor is not None:
+            self._records.restart(taken.predecessor)
+        self._do(self._core.begin(taken.found, now))
+        self._do([Persist()])
+        self._own.state, self._own.since = State.READY, time.monotonic()
+        self._tell_beginning(taken)
+        self._show(now)
+        if taken.running:
+            self._prepare()  # only now: nobody waits for it
+
+    def _turn(self) -> None:
+        ready = self._selector.select(self._wait_s(time.monotonic()))
+        if self._is_replaced():  # before anything that a thawed launcher might do
+            raise Replaced
+        now = time.monotonic()
+        self._slot.beat(int(now * 1000))
+        for key, mask in ready:
+            key.data(mask, now)
+        self._take_signals(now)
+        for name, incarnation, exit_ in self._fleet.ended():
+            self._do(self._core.exited(name, incarnation, exit_, now))
+        for child in self._fleet.newly_ready(self._core.children):
+            self._became_ready(child.spec.name, child.incarnation, now)
+        if now >= self._next_tick:
+            self._next_tick = now + self._settings.supervision.tick_s
+            self._tick(now)
+        self._do(self._core.turn(now))
+        self._show(now)
+        self._copies.poll()
+
+    def _tick(self, now: float) -> None:
+        self._server.expire(now)
+        hung = self._watch.tick(now)
+        if hung is not None:
+            incarnation, cause = hung
+            self._do(self._core.judged_hung(WATCHDOG, incarnation, cause, now))
+
+    def _leave(self) -> None:
+        """Remove what is left of the launcher itself: sockets, board, and whatever is no history."""
+        self._server.close()
+        end = time.monotonic() + FAREWELL_S
+        self._copies.poll()
+        while self._copies.busy and time.monotonic() < end:
+            self._selector.select(READINESS_POLL_S)
+            self._copies.poll()
+        files = (paths.RUN_FILE, paths.RESTARTS_FILE, paths.STOP_MARKER_FILE)
+        clear(self._ground.runtime_dir, frozenset(name for name in files if not self._copies.is_safe(self._data(name))))
+        self._ground.lock.release()
+        console.say("stopped")
+
+    # --- what happens ---------------------------------------------------------------------------------------------
+
+    def _take_signals(self, now: float) -> None:
+        for name in self._signals.take():
+            if self._core.phase is Phase.RUNNING:
+                self._do(self._core.stop(name, now))
+            elif name == "SIGINT":
+                console.say("interrupted again: killing whoever is left")
+                self._do(self._core.force(now))
+
+    def _became_ready(self, name: str, incarnation: int, now: float) -> None:
+        self._do(self._core.became_ready(name, incarnation, now))
+        if name == BROKER:  # it may have had to bind other ports, and have said so in run.json
+            self._copies.request(self._runtime(paths.RUN_FILE), self._data(paths.RUN_FILE))
+        children = self._core.children.values()
+        if not self._announced and all(child.state is State.READY for child in children):
+            self._announced = True
+            took_s = now - self._settings.started_at
+            where = _short(self._settings.data_dir)
+            console.say(f"all {len(children) + 1} processes ready in {took_s:.1f} s (data in {where})")
+
+    def _marked(self, durable: bool) -> None:
+        if not durable:
+            message = "the stop marker could not be made durable: after a reboot nothing will know of this stop"
+            self._records.say(Say(Severity.ERROR, "stop_not_durable", message, LAUNCHER))
+        self._do(self._core.stop_marked(time.monotonic()))
+        self._answer_downs(durable=durable)
+
+    def _handle(self, request: Request) -> None:
+        now = time.monotonic()
+        try:
+            match request.op:
+                case "ping":
+                    request.reply(self._about(now))
+                case "status":
+                    request.reply(
+                        self._about(now) | {"phase": self._core.phase.name.lower(), "processes": self._told()}
+                    )
+                case "down":
+                    self._do(self._core.stop(request.who, now))
+                    self._downs.append(request)
+                    if self._core.phase is not Phase.MARKING:
+                        self._answer_downs(durable=self._copies.is_safe(self._data(paths.STOP_MARKER_FILE)))
+                case "start" | "stop" | "restart":
+                    self._do(self._core.command(request.op, request.name, request.who, now))
+                    state = self._core.children[request.name].state
+                    request.reply({"name": request.name, "state": state})
+                    self._show(now)
+                case _:
+                    known = "It knows ping, status, start, stop, restart and down."
+                    raise LocalError(ErrorCode.UNKNOWN_OPERATION, f"no such operation: {request.op!r}", known)
+        except ReliabilityError as error:
+            request.fail(error)
+
+    def _answer_downs(self, *, durable: bool) -> None:
+        for request in self._downs:
+            request.reply({"stopping": True, "durable": durable})
+        self._downs.clear()
+
+    # --- what the core wants --------------------------------------------------------------------------------------
+
+    def _do(self, effects: Iterable[Effect]) -> None:
+        """Carry effects out in their order; what follows from them comes after all that is already waiting."""
+        idle = not self._effects
+        self._effects.extend(effects)
+        if not idle:
+            return
+        while self._effects:
+            self._do_one(self._effects[0])
+            self._effects.popleft()
+
+    def _do_one(self, effect: Effect) -> None:
+        match effect:
+            case Persist():
+                self._remember()
+            case Spawn(name):
+                self._spawn(name)
+            case Terminate(name):
+                self._fleet.terminate(name)
+            case Kill(name):
+                self._fleet.kill(name)
+            case RecordRestart():
+                self._records.restart(effect)
+            case RecordRecovery():
+                self._records.recovery(effect)
+            case Say():
+                self._records.say(effect)
+            case MarkStop(who):
+                self._mark_stop(who)
+            case Leave(exit_code):
+                self._exit_code = exit_code
+
+    def _remember(self) -> None:
+        remembered = self._core.remembered() | {LAUNCHER: Remembered(self._own.incarnation, self._own.charges)}
+        try:
+            self._memory.save(remembered, self._moment(time.monotonic()))
+        except OSError as error:
+            message = f"the restart budgets cannot be written down: {error.strerror}"
+            self._records.say(Say(Severity.ERROR, "memory_failed", message, LAUNCHER))
+
+    def _spawn(self, name: str) -> None:
+        self._prepare()
+        now = time.monotonic()
+        child = self._core.children[name]
+        try:
+            self._fleet.spawn(child, now)
+        except OSError as error:
+            exit_ = Exit(f"could not be started: {error.strerror}")
+            self._do(self._core.exited(name, child.incarnation, exit_, now))
+
+    def _mark_stop(self, who: str) -> None:
+        self._ground.board.stopping = True
+        marker = self._runtime(paths.STOP_MARKER_FILE)
+        entry = new_entry("stop", by=who)
+        try:
+            paths.write_atomically(marker, json.dumps(entry).encode(), sync=False)
+        except OSError:
+            self._marked(durable=False)
+            return
+        self._copies.request(marker, self._data(paths.STOP_MARKER_FILE), lambda durable: self._marked(durable=durable))
+
+    def _prepare(self) -> None:
+        """Have the port load what the children run, once."""
+        if self._prepared:
+            return
+        self._prepared = True
+        for module, problem in self._port.prepare([item.module for item in self._settings.definitions]).items():
+            message = (
+                f"{module} cannot be loaded ahead, so its process starts slowly: {problem.strip().splitlines()[-1]}"
+            )
+            self._records.say(Say(Severity.ERROR, "import_failed", message, LAUNCHER), details=problem)
+
+    # --- what the world sees --------------------------------------------------------------------------------------
+
+    def _show(self, now: float) -> None:
+        """Bring the board up to date: the children's records, and the launcher's own."""
+        own = self._own
+        if self._core.phase is not Phase.RUNNING and own.state is not State.STOPPING:
+            own.state, own.since = State.STOPPING, now
+        free_at = own.spec.budget.free_at(own.charges, now)
+        own.due_at = None if free_at == now else free_at or now + own.spec.budget.period_s
+        process = ProcessRecord(
+            self._identity.pid, self._identity.start_time, own.incarnation, ProcessState(own.state), version=VERSION
+        )
+        if self._slot.process.read() != process:
+            self._slot.process.write(process)
+        hang_timeout_s = self._settings.supervision.hang_timeout_s
+        record = record_of(own, ProcessKind.LAUNCHER, self._identity, hang_timeout_s, now)
+        if self._slot.launcher.read() != record:
+            self._slot.launcher.write(record)
+        self._fleet.show(self._core.children, now)
+        if self._core.phase is not Phase.MARKING and self._downs:
+            self._answer_downs(durable=False)
+
+    def _about(self, now: float) -> dict[str, Any]:
+        return {
+            "name": LAUNCHER,
+            "pid": self._identity.pid,
+            "incarnation": self._own.incarnation,
+            "state": self._own.state,
+            "uptime_s": round(now - self._own.started_at, 3),
+            "version": VERSION,
+        }
+
+    def _told(self) -> list[dict[str, Any]]:
+        return [
+            {"name": name, "state": child.state, "incarnation": child.incarnation, "wanted": child.wanted}
+            for name, child in self._core.children.items()
+        ]
+
+    def _open_control(self) -> ControlServer:
+        token = paths.read_or_make_token(self._ground.runtime_dir)
+        if self._ground.portable:
+            earlier = self._ground.previous.control if self._ground.previous else ""
+            listener, address = listen_tcp(earlier)
+        else:
+            address = self._runtime(paths.CONTROL_SOCKET)
+            listener = listen_local(address)
+        run_file = self._runtime(paths.RUN_FILE)
+        paths.write_atomically(run_file, run_info(self._ground, address).to_json().encode(), sync=False)
+        self._copies.request(run_file, self._data(paths.RUN_FILE))
+        return ControlServer(listener, token if self._ground.portable else None, self._selector, self._handle)
+
+    def _tell_beginning(self, taken: Takeover) -> None:
+        mode = "portable ports" if self._ground.portable else "POSIX ports"
+        message = f"launcher {self._own.incarnation} began with {mode}; {len(taken.running)} processes were running"
+        severity = Severity.NOTICE if taken.running else Severity.INFO
+        self._records.say(Say(severity, "launcher_started", message, LAUNCHER), successor=self._settings.successor)
+        if taken.predecessor is not None:
+            recovery_s = max(0.0, time.monotonic() - taken.predecessor_seen_at)
+            self._records.recovery(RecordRecovery(LAUNCHER, taken.predecessor.incarnation, recovery_s))
+
+    # --- helpers --------------------------------------------------------------------------------------------------
+
+    def _wait_s(self, now: float) -> float:
+        until = self._next_tick
+        deadline = self._core.next_deadline()
+        if deadline is not None:
+            until = min(until, deadline)
+        if self._fleet.needs_polling:
+            until = min(until, now + EXIT_POLL_S)
+        if any(child.state is State.STARTING for child in self._core.children.values()):
+            until = min(until, now + READINESS_POLL_S)
+        return max(0.0, until - now)
+
+    def _is_replaced(self) -> bool:
+        if self._ground.board.epoch != self._own.incarnation:
+            return True
+        file = _file_identity(self._ground.board.path)
+        return file is not None and file != self._board_file
+
+    def _moment(self, now: float) -> Moment:
+        return Moment(now, time.time(), boot_id())
+
+    def _runtime(self, name: str) -> str:
+        return os.path.join(self._ground.runtime_dir, name)
+
+    def _data(self, name: str) -> str:
+        return os.path.join(self._settings.data_dir, name)
+
+
+def _new_selector() -> selectors.BaseSelector:
+    # poll, not epoll: nothing in the kernel that a forked child would share.
+    return selectors.PollSelector() if hasattr(selectors, "PollSelector") else selectors.SelectSelector()
+
+
+def _file_identity(path: str) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _short(path: str) -> str:
+    relative = os.path.relpath(path)
+    return path if relative.startswith(os.pardir) else os.path.join(os.curdir, relative)

@@ -1,0 +1,101 @@
+"""The board as the launcher uses it: what a predecessor left there, how a life ended, and what it writes itself."""
+
+import signal
+from typing import Final
+
+from actors.runtime.identity import ProcessIdentity
+from actors.runtime.liveness import LauncherRecord, ProcessKind, ProcessRecord, ProcessState, Slot, Verdict
+from supervisor.core import Child
+from supervisor.model import Exit, Found, State
+from supervisor.port import ExitStatus
+
+REASON_CHARACTERS_MAX: Final = 200
+"""So that a record fits its area whatever a cause says."""
+
+
+def found_in(slot: Slot, boot: str) -> tuple[Found, ProcessIdentity | None] | None:
+    """Return what a predecessor left in `slot`, and the process it names if that runs; None if it left nothing."""
+    record = slot.launcher.read()
+    if record is None:
+        return None
+    own = slot.process.read()
+    pid, start_time = record.pid, record.start_time
+    if not pid and own is not None and own.incarnation == record.incarnation:
+        pid, start_time = own.pid, own.start_time  # started, and its launcher died before it could say so
+    identity = ProcessIdentity(pid, start_time, boot)
+    alive = pid != 0 and identity.is_running()
+    found = Found(
+        state=_state(record.state),
+        incarnation=record.incarnation,
+        alive=alive,
+        had_process=record.pid != 0 or alive,
+        leaving=own is not None and own.incarnation == record.incarnation and own.state == ProcessState.STOPPING,
+        since=record.since_ms / 1000,
+        started_at=record.started_ms / 1000,
+        retry_at=record.retry_at_ms / 1000,
+        reason=record.reason,
+        exit=how_it_ended(slot, record.incarnation, None),
+    )
+    return found, identity if alive else None
+
+
+def how_it_ended(slot: Slot, incarnation: int, status: ExitStatus | None) -> Exit:
+    """Say why life `incarnation` in `slot` ended: the watchdog's verdict comes before what the system says.
+
+    Args:
+        slot: the process's slot.
+        incarnation: the life that ended.
+        status: what the system says; None if no launcher was there when it ended.
+    """
+    code, number = (status.exit_code, status.signal) if status else (None, None)
+    verdict = slot.watchdog.read()
+    if verdict is not None and verdict.incarnation == incarnation and verdict.verdict == Verdict.HUNG:
+        return Exit(f"hung: {verdict.cause}"[:REASON_CHARACTERS_MAX], code, number, verdict.evidence)
+    if number is not None:
+        return Exit(f"killed by signal {number} ({_signal_name(number)})", code, number)
+    if code is not None:
+        return Exit(f"exited with code {code}", code, number)
+    how = "its exit code is unknown, because another launcher had started it" if status else "while no launcher ran"
+    return Exit(f"ended: {how}")
+
+
+def record_of(
+    child: Child, kind: ProcessKind, identity: ProcessIdentity | None, hang_timeout_s: float, now: float
+) -> LauncherRecord:
+    """Return what the board shall say of `child`."""
+    budget = child.spec.budget
+    return LauncherRecord(
+        name=child.spec.name,
+        kind=kind,
+        pid=identity.pid if identity else 0,
+        start_time=identity.start_time if identity else 0,
+        incarnation=child.incarnation,
+        state=child.state,
+        since_ms=int(child.since * 1000),
+        started_ms=int(child.started_at * 1000),
+        restarts_in_period=len(budget.recent(child.charges, now)),
+        restarts_left=budget.left(child.charges, now),
+        retry_at_ms=int((child.due_at or 0.0) * 1000),
+        hang_timeout_ms=int(hang_timeout_s * 1000),
+        start_timeout_ms=int(child.spec.start_timeout_s * 1000),
+        reason=child.reason[:REASON_CHARACTERS_MAX],
+    )
+
+
+def says_ready(own: ProcessRecord | None, child: Child) -> bool:
+    """Tell whether the process itself says that this life of `child` is ready."""
+    return own is not None and own.incarnation == child.incarnation and own.state == ProcessState.READY
+
+
+def _state(text: str) -> State:
+    try:
+        return State(text)
+    except ValueError:  # a newer release's word; whether it runs is seen by itself
+        return State.STOPPED
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return "unknown"
