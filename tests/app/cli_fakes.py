@@ -2,10 +2,10 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -13,7 +13,7 @@ from actors.runtime import paths
 from actors.runtime.identity import own_identity
 from actors.runtime.liveness import Board, LauncherRecord, ProcessRecord
 from actors.runtime.paths import RunInfo
-from app.reliability._cli.session import ClientPort, Ports
+from app.reliability._cli.session import Ports
 from app.reliability.cli import run
 from protocol.errors import ErrorCode, LocalError
 
@@ -27,6 +27,7 @@ class FakeClient:
         self.answers: dict[tuple[str, str], Answer] = {}
         self.calls: list[tuple[str, str, dict[str, Any]]] = []
         self.closed = False
+        self.on_wait: Callable[[float], None] = lambda _timeout: None
 
     def call(self, service: str, op: str, timeout: float = 5.0, **arguments: Any) -> dict[str, Any]:
         self.calls.append((service, op, arguments))
@@ -38,11 +39,28 @@ class FakeClient:
         result: dict[str, Any] = answer(timeout=timeout, **arguments)
         return result
 
-    def subscribe(self, *topic_prefixes: str) -> Iterator[tuple[str, Any]]:
-        yield from ()
+    def subscribe(self, *topic_prefixes: str) -> "FakeSubscription":
+        return FakeSubscription(self.on_wait)
 
     def close(self) -> None:
         self.closed = True
+
+
+class FakeSubscription:
+    """Nothing is ever published."""
+
+    def __init__(self, on_wait: Callable[[float], None]) -> None:
+        self._on_wait = on_wait
+
+    def receive(self, timeout: float) -> None:
+        if timeout:
+            self._on_wait(timeout)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return
 
 
 class FakePorts(Ports):
@@ -54,7 +72,7 @@ class FakePorts(Ports):
         self.now = 1000.0
         self.on_sleep: Callable[[float], None] = lambda _now: None
 
-    def client(self, data_dir: str) -> ClientPort:
+    def client(self, data_dir: str) -> FakeClient:  # type: ignore[override]
         return self.fake_client
 
     def call_launcher(self, run: RunInfo, op: str, timeout_s: float, **arguments: Any) -> dict[str, Any]:

@@ -152,7 +152,7 @@ def test_wrong_filters_are_usage_errors(relctl: Relctl, log: EventLog, arguments
 def test_follow_shows_each_new_event_once_online_and_offline(relctl: Relctl, log: EventLog) -> None:
     turns = 0
 
-    def next_turn(_now: float) -> None:
+    def next_turn(_timeout: float) -> None:
         nonlocal turns
         turns += 1
         if turns == 1:
@@ -164,7 +164,7 @@ def test_follow_shows_each_new_event_once_online_and_offline(relctl: Relctl, log
         elif turns == 4:
             raise KeyboardInterrupt
 
-    relctl.ports.on_sleep = next_turn
+    relctl.client.on_wait = next_turn
     result = relctl("--json", "logs", "shop", "-f", "-n", "2")
     assert result.code == 130
     assert [line["message"] for line in result.lines] == ["event 7", "event 9", "event 11", "event 13"]

@@ -120,13 +120,16 @@ def test_a_question_is_asked_longer_only_of_those_that_move(relctl: Relctl, movi
 
     def answer(timeout: float) -> dict[str, Any]:
         timeouts.append(timeout)
-        if moving:
-            relctl.board.slots[1].beat(0)
-            relctl.board.slots[4].beat(0)
+        relctl.ports.now += timeout
+        for number in (1, 4) if moving else (4,):
+            relctl.board.slots[number].beat(int(relctl.ports.now * 1000))
         raise LocalError(ErrorCode.DEADLINE_PASSED, "late")
 
+    relctl.ports.now += 1
     relctl.client.answers["health_monitor", "health"] = answer
-    assert relctl("health").code == 1
+    result = relctl("health")
+    assert result.code == 1
+    assert ("broker stands still" in result.out) is not moving
     assert timeouts == [0.6, 4.4][:tries]
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import click
 
@@ -20,7 +20,9 @@ EVENTS_DEFAULT: Final = 100
 """Shown when neither -n nor -S says how far to go back."""
 FOLLOWED_DEFAULT: Final = 10
 PAGE_EVENTS_MAX: Final = 1000
-FOLLOW_INTERVAL_S: Final = 0.5
+FOLLOW_INTERVAL_S: Final = 1.0
+"""How long new events wait at most if no publication tells of them."""
+EVENT_TOPICS: Final = "event."
 _INDENT: Final = " " * 21
 _LEVEL_COLORS: Final = {Severity.NOTICE: "cyan", Severity.WARN: "yellow", Severity.ERROR: "red"}
 
@@ -55,6 +57,10 @@ class Page:
     more: bool
     absence: ReliabilityError | None = None
     age_s: float = 0.0
+
+    def last_seq(self, before: int) -> int:
+        """Return the highest number shown so far, which was `before` before this page."""
+        return max([before, *(int(event["seq"]) for event in self.events)])
 
 
 class Log:
@@ -236,12 +242,25 @@ def logs(session: Session, /, follow: bool, lines: int | str | None, reverse: bo
     seq = log.newest_seq() if follow else 0
     for page in log.select(selection):
         printer.show(page)
-        seq = max([seq, *(event["seq"] for event in page.events)])
-    while follow:
-        session.ports.sleep(FOLLOW_INTERVAL_S)
-        for page in log.after(seq, selection.filters):
-            printer.show(page)
-            seq = max([seq, *(event["seq"] for event in page.events)])
+        seq = page.last_seq(seq)
+    if follow:
+        _follow(session, log, printer, selection.filters, seq)
+
+
+def _follow(session: Session, log: Log, printer: Printer, filters: dict[str, Any], seq: int) -> NoReturn:
+    """Show what comes after `seq` for ever.
+
+    Publications only wake us up; what is shown is asked for by number, so that nothing is lost, doubled or out of order
+    when the broker is replaced or publishes less than there is.
+    """
+    with session.client().subscribe(EVENT_TOPICS) as publications:
+        while True:
+            publications.receive(FOLLOW_INTERVAL_S)
+            while publications.receive(0) is not None:
+                pass
+            for page in log.after(seq, filters):
+                printer.show(page)
+                seq = page.last_seq(seq)
 
 
 @click.command(cls=RelctlCommand, params=_filter_options(), short_help="Find a text in the event log.")

@@ -7,17 +7,15 @@ for what it needs only.
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
-from app.reliability._cli.output import Output
 from protocol.errors import ErrorCode, LocalError, ReliabilityError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from actors.runtime.liveness import Board
     from actors.runtime.paths import RunInfo
+    from app.reliability._cli.output import Output
+    from app.reliability.client import Client
 
 QUERY_TIMEOUT_S: Final = 5.0
 FIRST_TRY_S: Final = 0.6
@@ -38,27 +36,14 @@ ABSENT: Final = frozenset(
 """Errors that say that nobody answered, so that files may answer instead."""
 
 
-class ClientPort(Protocol):
-    """What relctl uses of `app.reliability.client.Client`."""
-
-    def call(self, service: str, op: str, timeout: float = ..., **arguments: Any) -> dict[str, Any]:
-        """Ask a service."""
-
-    def subscribe(self, *topic_prefixes: str) -> "Iterator[tuple[str, Any]]":
-        """Yield what is published."""
-
-    def close(self) -> None:
-        """Let go of the sockets."""
-
-
 class Ports:
     """The doors to the running system; the real ones."""
 
-    def client(self, data_dir: str) -> ClientPort:
+    def client(self, data_dir: str) -> "Client":
         """Return a client of the system in `data_dir`."""
         from app.reliability.client import Client
 
-        return Client(data_dir=data_dir)
+        return Client(data_dir)
 
     def call_launcher(self, run: "RunInfo", op: str, timeout_s: float, **arguments: Any) -> dict[str, Any]:
         """Ask the launcher on its own socket."""
@@ -75,26 +60,26 @@ class Ports:
         time.sleep(seconds)
 
 
-@dataclass(slots=True)
 class Session:
     """One run of relctl.
 
     Attributes:
         data_dir: absolute data directory.
-        timeout_given_s: what --timeout said, or None.
         output: where words go.
         ports: the doors.
     """
 
-    data_dir: str
-    timeout_given_s: float | None
-    output: Output
-    ports: Ports
-    _client: ClientPort | None = None
+    def __init__(self, data_dir: str, timeout_given_s: float | None, output: "Output", ports: Ports) -> None:
+        """Hold the global options; `timeout_given_s` is what --timeout said."""
+        self.data_dir = data_dir
+        self.output = output
+        self.ports = ports
+        self._timeout_given_s = timeout_given_s
+        self._client: Client | None = None
 
     def timeout_s(self, default_s: float = QUERY_TIMEOUT_S) -> float:
         """Return --timeout, or the command's default."""
-        return default_s if self.timeout_given_s is None else self.timeout_given_s
+        return default_s if self._timeout_given_s is None else self._timeout_given_s
 
     def now_ms(self) -> int:
         """Return the board's time."""
@@ -134,7 +119,7 @@ class Session:
         except (OSError, BoardError):
             return None
 
-    def client(self) -> ClientPort:
+    def client(self) -> "Client":
         """Return the one client of this run."""
         if self._client is None:
             self._client = self.ports.client(self.data_dir)
@@ -153,15 +138,15 @@ class Session:
             ReliabilityError: as `Client.call`; with a code in `ABSENT` within a second if broker or service hang.
         """
         timeout_s = self.timeout_s()
-        before = self._ticks(service)
+        asked_ms = self.now_ms()
         try:
             return self.client().call(service, op, timeout=min(FIRST_TRY_S, timeout_s), **arguments)
         except ReliabilityError as error:
-            rest_s = timeout_s - FIRST_TRY_S
-            standing_still = any(now == then for now, then in zip(self._ticks(service), before, strict=True))
-            if error.code not in ABSENT or rest_s <= 0 or standing_still:
+            if error.code not in ABSENT or timeout_s <= FIRST_TRY_S:
                 raise
-        return self.client().call(service, op, timeout=rest_s, **arguments)
+            if (still := self._standing_still(service, asked_ms)) is not None:
+                raise (still if error.code == ErrorCode.DEADLINE_PASSED else error) from None
+        return self.client().call(service, op, timeout=timeout_s - FIRST_TRY_S, **arguments)
 
     def ask_or_absent(
         self, service: str, op: str, **arguments: Any
@@ -187,15 +172,18 @@ class Session:
             self.ports.sleep(interval_s)
         return True
 
-    def _ticks(self, service: str) -> tuple[int, int]:
-        """Return the tick counters of broker and `service`; 0 for one that the board does not show."""
+    def _standing_still(self, service: str, since_ms: int) -> LocalError | None:
+        """Return the error that the broker or `service` has not turned its loop since then; None if both have."""
         board = self.board()
         if board is None:
-            return 0, 0
+            return not_running(self.data_dir)
         with board:
-            found = [board.find(name) for name in ("broker", service)]
-            broker, asked = (0 if item is None else item[0].read_beat().tick for item in found)
-            return broker, asked
+            for name in dict.fromkeys(("broker", service)):
+                found = board.find(name)
+                if found is None or found[0].read_beat().tick_ms < since_ms:
+                    code = ErrorCode.BROKER_HUNG if name == "broker" else ErrorCode.DEADLINE_PASSED
+                    return LocalError(code, f"{name} stands still")
+        return None
 
 
 def not_running(data_dir: str) -> LocalError:
