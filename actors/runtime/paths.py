@@ -5,13 +5,10 @@ wait for a disk (sockets, board, journals, token); it is owner-only, on tmpfs, n
 so that its socket paths stay short.
 """
 
-import hashlib
 import json
 import os
-import secrets
 import stat
 import sys
-import tempfile
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
@@ -105,6 +102,8 @@ def data_directory(given: str | None = None) -> str:
 
 def runtime_directory(data_dir: str) -> str:
     """Return (without making it) the runtime directory that a launcher started now would use for `data_dir`."""
+    import hashlib  # noqa: PLC0415 - loads OpenSSL, which a client that finds run.json does not need
+
     digest = hashlib.sha256(os.path.realpath(data_dir).encode("utf-8", "surrogateescape")).hexdigest()[:12]
     return os.path.join(_runtime_parent(), f"relctl-{_user_id()}", digest)
 
@@ -196,7 +195,7 @@ def read_or_make_token(runtime_dir: str) -> bytes:
             return token
     except FileNotFoundError:
         pass
-    token = secrets.token_bytes(32)
+    token = os.urandom(32)
     write_atomically(path, token, sync=False)
     return token
 
@@ -205,6 +204,8 @@ def _runtime_parent() -> str:
     for candidate in (os.environ.get(RUNTIME_DIR_VARIABLE), os.environ.get("XDG_RUNTIME_DIR"), "/dev/shm"):
         if candidate and os.path.isdir(candidate) and os.access(candidate, os.W_OK):
             return os.path.realpath(candidate)
+    import tempfile  # noqa: PLC0415 - a dozen modules for a last resort
+
     return tempfile.gettempdir()
 
 
