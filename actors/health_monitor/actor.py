@@ -86,11 +86,9 @@ class HealthMonitor(Actor):
         """Run what is due, look at the processes, tell what changed."""
         for name in self._core.due(now):
             self._workers[name].submit(self._checks[name], on_done=partial(self._finished, name), what=name)
-        changes = self._core.tick(now)
+        self._tell(self._core.tick(now))
         if now >= self._look_at_processes_at:
-            self._look_at_processes_at = now + self._config.process_interval_s
-            changes += self._look_at_processes(now)
-        self._tell(changes)
+            self._look_at_processes(now)
         if now >= self._sample_at:
             self._sample_at = now + self._config.history_interval_s
             self._record(self._core.findings(now))
@@ -114,7 +112,9 @@ class HealthMonitor(Actor):
     # --- requests ---
 
     def _health(self, _request: Request) -> dict[str, Any]:
-        return self._core.report(self._context.now())
+        now = self._context.now()
+        self._look_at_processes(now)  # costs little, and nobody is told that a process that was just killed is well
+        return self._core.report(now)
 
     def _history(self, request: Request) -> dict[str, Any]:
         return read_history(self._path, request.arguments.get("name"), request.arguments.get("limit", 100))
@@ -126,7 +126,9 @@ class HealthMonitor(Actor):
             outcome = Observation(f"the check failed: {type(outcome).__name__}: {outcome}", status=Status.UNKNOWN)
         self._tell(self._core.finished(name, outcome, self._context.now()))
 
-    def _look_at_processes(self, now: float) -> list[Change]:
+    def _look_at_processes(self, now: float) -> None:
+        """Read the board. What happens to processes launcher and watchdog log themselves: one cause, one alert."""
+        self._look_at_processes_at = now + self._config.process_interval_s
         views = snapshot(self._board, int(now * 1000))
         changes = []
         for view in views:
@@ -135,7 +137,7 @@ class HealthMonitor(Actor):
         for name in self._processes - names:
             self._core.forget(name)
         self._processes = names
-        return changes
+        self._keep(changes)
 
     def _process_spec(self, name: str) -> CheckSpec:
         return CheckSpec(name, self._config.process_interval_s, self._config.check_timeout_s)
@@ -143,9 +145,7 @@ class HealthMonitor(Actor):
     # --- what follows from a change ---
 
     def _tell(self, changes: list[Change]) -> None:
-        """Log, record and publish changes. That something is well from the start is no news."""
-        if not changes:
-            return
+        """Log changes, and keep them. That something is well from the start is no news."""
         for change in changes:
             finding = change.finding
             if change.before is not None or finding.status is not Status.OK:
@@ -159,8 +159,13 @@ class HealthMonitor(Actor):
                     value=finding.value,
                     unit=finding.unit,
                 )
-        self._record(change.finding for change in changes)
-        self._publish()
+        self._keep(changes)
+
+    def _keep(self, changes: list[Change]) -> None:
+        """Record and publish changes."""
+        if changes:
+            self._record(change.finding for change in changes)
+            self._publish()
 
     def _publish(self) -> None:
         now = self._context.now()

@@ -24,7 +24,7 @@ class HealthConfig:
         pressure_full_percent: share in which all did: critical above it.
         database_interval_s: between two reads and writes of the database.
         database_warning_s: a read or write that takes longer is a warning.
-        process_interval_s: between two looks at the processes.
+        process_interval_s: between two looks at the processes; a request for the health looks anew.
         history_interval_s: between two samples of every check in the history; changes are recorded at once.
         history_days: how long the history is kept.
     """
@@ -43,6 +43,6 @@ class HealthConfig:
     pressure_full_percent: float = bounded(30.0, 0.0, 100.0)
     database_interval_s: float = bounded(10.0, 0.1, 86400.0)
     database_warning_s: float = bounded(1.0, 0.001, 3600.0)
-    process_interval_s: float = bounded(1.0, 0.1, 3600.0)
+    process_interval_s: float = bounded(2.0, 0.1, 3600.0)
     history_interval_s: float = bounded(300.0, 1.0, 86400.0)
     history_days: float = bounded(30.0, 1.0, 3650.0)
