@@ -3,7 +3,9 @@
 import os
 import pathlib
 import select
+import shutil
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -127,8 +129,10 @@ class House:
 
 
 @contextmanager
-def house(runtime_dir: pathlib.Path, data_dir: pathlib.Path) -> Iterator[House]:
-    """Make the directories and the board, and leave no process behind."""
+def house(data_dir: pathlib.Path) -> Iterator[House]:
+    """Make a runtime directory with a board, and leave neither it nor a process behind."""
+    shared_memory = "/dev/shm"
+    runtime_dir = pathlib.Path(tempfile.mkdtemp(dir=shared_memory if os.path.isdir(shared_memory) else None))
     for folder in (EVIDENCE_DIR, STACKS_DIR, JOURNAL_DIR):
         (runtime_dir / folder).mkdir()
     made = House(str(runtime_dir), str(data_dir), Board.create(str(runtime_dir / BOARD_FILE)))
@@ -137,3 +141,4 @@ def house(runtime_dir: pathlib.Path, data_dir: pathlib.Path) -> Iterator[House]:
     finally:
         made.end()
         made.board.close()
+        shutil.rmtree(runtime_dir)
