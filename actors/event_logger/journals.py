@@ -88,6 +88,7 @@ class JournalDrain:
                 position = book.advance(file, offset + size_bytes)
                 if position is not None:
                     positions.append(position)
+        entries.sort(key=lambda entry: entry.mono_ms)
         gone = book.gone(file for file, _ in files)
         entries += [JournalEntry(_lost_event(position, now_ms)) for position in gone if book.is_lossy(position)]
         stored: list[Stored] = []

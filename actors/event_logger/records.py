@@ -96,9 +96,17 @@ class Recovery:
 
 @dataclass(frozen=True, slots=True)
 class JournalEntry:
-    """What one line of a journal becomes: always an event, and for restarts and recoveries a row as well."""
+    """What one line of a journal becomes: always an event, and for restarts and recoveries a row as well.
+
+    Attributes:
+        event: in any case.
+        mono_ms: monotonic time at which it was written: the order among journals.
+        restart: of kind "restart".
+        recovery: of kind "recovery".
+    """
 
     event: Event
+    mono_ms: int = 0
     restart: Restart | None = None
     recovery: Recovery | None = None
 
@@ -204,9 +212,10 @@ def parse_journal_entry(fields: dict[str, Any]) -> JournalEntry:
         ProtocolError: a field is missing or wrong, or the kind is unknown.
     """
     entry_id, timestamp_ms = parse_id(fields.get("id")), parse_timestamp(fields.get("at"), "at")
+    mono_ms = _number(fields, "mono_ms") or 0
     match fields.get("kind"):
         case "event":
-            return JournalEntry(parse_event(fields, entry_id, timestamp_ms))
+            return JournalEntry(parse_event(fields, entry_id, timestamp_ms), mono_ms)
         case "restart":
             restart = Restart(
                 id=entry_id,
@@ -220,10 +229,10 @@ def parse_journal_entry(fields: dict[str, Any]) -> JournalEntry:
                 manual=bool(fields.get("manual")),
                 evidence=_text(fields, "evidence", NAME_CHARACTERS_MAX, empty=True) if fields.get("evidence") else "",
             )
-            return JournalEntry(_restart_event(restart), restart=restart)
+            return JournalEntry(_restart_event(restart), mono_ms, restart=restart)
         case "recovery":
             recovery = Recovery(parse_id(fields.get("restart_id")), _number(fields, "recovery_ms") or 0)
-            return JournalEntry(_recovery_event(entry_id, timestamp_ms, recovery), recovery=recovery)
+            return JournalEntry(_recovery_event(entry_id, timestamp_ms, recovery), mono_ms, recovery=recovery)
         case kind:
             raise ProtocolError(f"kind {kind!r} is unknown")
 

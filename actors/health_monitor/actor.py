@@ -15,7 +15,7 @@ from actors.runtime.board_view import ProcessView, check_of, snapshot
 from actors.runtime.database import Database
 from actors.runtime.database_problem import DatabaseError
 from actors.runtime.liveness import Board
-from actors.runtime.operations import Operation, Request
+from actors.runtime.operations import DEFERRED, Operation, Request
 from actors.runtime.side_worker import side_worker
 from actors.runtime.worker import Worker
 from protocol.names import HEALTH_MONITOR
@@ -23,6 +23,8 @@ from protocol.severity import Severity
 
 TOPIC: Final = "state.health"
 PUBLISH_INTERVAL_S: Final = 30.0
+FIRST_RESULTS_S: Final = 1.0
+"""Requests wait this long for the first results of all checks."""
 ROWS_WAITING_MAX: Final = 1000
 """Rows kept while the database cannot be written; beyond it the oldest are dropped and counted."""
 ROWS_WRITTEN_MAX: Final = 200
@@ -61,6 +63,7 @@ class HealthMonitor(Actor):
         self._writing: list[HistoryRow] = []
         self._write_again_at = 0.0
         self._processes: set[str] = set()
+        self._early: list[Request] = []
         self._published_at = 0.0
 
     def operations(self) -> Sequence[Operation]:
@@ -80,6 +83,7 @@ class HealthMonitor(Actor):
             name: side_worker(context, f"{HEALTH_MONITOR}-{name}", 1) for name in self._checks
         }
         self._look_at_processes_at = now
+        self._patient_until = now + FIRST_RESULTS_S
         self._sample_at = now + self._config.history_interval_s
 
     def on_tick(self, context: Context, now: float) -> None:
@@ -87,6 +91,7 @@ class HealthMonitor(Actor):
         for name in self._core.due(now):
             self._workers[name].submit(self._checks[name], on_done=partial(self._finished, name), what=name)
         self._tell(self._core.tick(now))
+        self._answer_early(now)
         if now >= self._look_at_processes_at:
             self._look_at_processes(now)
         if now >= self._sample_at:
@@ -111,7 +116,20 @@ class HealthMonitor(Actor):
 
     # --- requests ---
 
-    def _health(self, _request: Request) -> dict[str, Any]:
+    def _health(self, request: Request) -> object:
+        if not self._core.is_complete and self._context.now() < self._patient_until:
+            self._early.append(request)
+            return DEFERRED
+        return self._report()
+
+    def _answer_early(self, now: float) -> None:
+        """Answer those who asked before the first results: a monitor that just began does not know nothing for long."""
+        if self._early and (self._core.is_complete or now >= self._patient_until):
+            early, self._early = self._early, []
+            for request in early:
+                request.reply(self._report())
+
+    def _report(self) -> dict[str, Any]:
         now = self._context.now()
         self._look_at_processes(now)  # costs little, and nobody is told that a process that was just killed is well
         return self._core.report(now)
@@ -124,7 +142,9 @@ class HealthMonitor(Actor):
     def _finished(self, name: str, outcome: Any) -> None:
         if isinstance(outcome, Exception):
             outcome = Observation(f"the check failed: {type(outcome).__name__}: {outcome}", status=Status.UNKNOWN)
-        self._tell(self._core.finished(name, outcome, self._context.now()))
+        now = self._context.now()
+        self._tell(self._core.finished(name, outcome, now))
+        self._answer_early(now)
 
     def _look_at_processes(self, now: float) -> None:
         """Read the board. What happens to processes launcher and watchdog log themselves: one cause, one alert."""

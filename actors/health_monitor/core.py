@@ -262,6 +262,11 @@ class HealthCore:
                 changes += _made(check.observe_hang(now))
         return changes
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether every check has been observed at least once."""
+        return all(check.observed_at is not None for check in self._checks.values())
+
     def findings(self, now: float) -> list[Finding]:
         """Return how every check stands."""
         return [check.finding(now) for check in self._checks.values()]

@@ -127,13 +127,14 @@ def test_every_journal_entry_arrives_once(store: EventStore, path: str, journals
     launcher, watchdog = Journal(str(journals), "launcher"), Journal(str(journals), "watchdog")
     for number in range(3):
         launcher.append(new_entry("event", severity="INFO", component="launcher", event_type="t", message=f"l{number}"))
-    watchdog.append(new_entry("event", severity="WARN", component="watchdog", event_type="t", message="w"))
-    assert [item.event.message for item in drain.drain(0).stored] == ["l0", "l1", "l2", "w"]
+    cause = new_entry("event", severity="WARN", component="watchdog", event_type="t", message="w")
+    watchdog.append(cause | {"mono_ms": 0})
+    assert [item.event.message for item in drain.drain(0).stored] == ["w", "l0", "l1", "l2"], "in their order"
     assert drain.drain(0).stored == []
     launcher.append(new_entry("event", severity="INFO", component="launcher", event_type="t", message="l3"))
     again = JournalDrain(str(journals), store)
     assert [item.event.message for item in again.drain(0).stored] == ["l3"], "a successor goes on where it ended"
-    assert messages(path) == ["l0", "l1", "l2", "w", "l3"]
+    assert messages(path) == ["w", "l0", "l1", "l2", "l3"]
 
 
 def test_a_restart_and_its_recovery_are_one_row(store: EventStore, path: str, journals: Path) -> None:

@@ -87,6 +87,27 @@ def test_this_machine_is_judged_whole(scene: Scene) -> None:
     assert value["status"] == report["status"]
 
 
+def test_the_first_answer_waits_for_the_first_results_but_not_for_one_that_hangs(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = threading.Event()
+
+    def slow() -> Observation:
+        time.sleep(0.1)
+        return Observation("seen")
+
+    def hang() -> Observation:
+        release.wait(60)
+        return Observation("back")
+
+    monitor = scene.start([(spec("slow"), slow)])
+    assert monitor.call("health")["checks"][0]["message"] == "seen"
+    monkeypatch.setattr("actors.health_monitor.actor.FIRST_RESULTS_S", 0.2)
+    monitor = scene.start([(spec("slow"), slow), (spec("stuck", timeout_s=60.0), hang)])
+    assert [check["status"] for check in monitor.call("health")["checks"]] == ["ok", "unknown"]
+    release.set()
+
+
 def test_a_check_that_hangs_is_a_finding_and_holds_up_nobody(scene: Scene) -> None:
     release = threading.Event()
     runs = 0
