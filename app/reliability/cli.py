@@ -46,30 +46,21 @@ def main() -> NoReturn:
     """Run relctl on the process's own command line."""
     if "_RELCTL_COMPLETE" in os.environ:
         relctl.main(prog_name="relctl")  # click's shell completion
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    sys.stderr.flush()
+    # All is said and closed. Python's own way out, module by module, would take a fifth of the time of `relctl health`.
+    os._exit(code)
 
 
 def run(arguments: Sequence[str], ports: Ports | None = None) -> int:
     """Run one command line; returns the exit code. Tests put fakes into `ports`."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
-    try:
-        code = _run(arguments, ports)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Whoever read has seen enough. The interpreter flushes once more on its way out; that must not complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_OK
-    return code
-
-
-def _run(arguments: Sequence[str], ports: Ports | None) -> int:
+    _prepare_streams()
     health = command_name(arguments) == "health"
     output = Output(json="--json" in arguments, no_color="--no-color" in arguments)
     try:
         with relctl.make_context("relctl", list(arguments), obj=ports) as context:
             result: Any = relctl.invoke(context)
+        sys.stdout.flush()
         return result if isinstance(result, int) else EXIT_OK
     except click.exceptions.Exit as end:
         return end.exit_code
@@ -82,7 +73,9 @@ def _run(arguments: Sequence[str], ports: Ports | None) -> int:
     except (click.Abort, KeyboardInterrupt):
         return HEALTH_UNKNOWN if health else EXIT_INTERRUPTED
     except BrokenPipeError:
-        raise
+        # Whoever read has seen enough. The stream is flushed once more at the end; that must not complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return HEALTH_UNKNOWN if health else EXIT_OK
     except OSError as error:
         # The world's fault, not a bug: a full disk, a directory that may not be read.
         output.error(LocalError(ErrorCode.FAILED, str(error), ""))
@@ -93,6 +86,15 @@ def _run(arguments: Sequence[str], ports: Ports | None) -> int:
         # A defect of ours is unknown to a monitoring system. Python's own exit code, 1, would tell it "warning".
         sys.excepthook(*sys.exc_info())
         return HEALTH_UNKNOWN
+
+
+def _prepare_streams() -> None:
+    """Have both streams take every character; one that was closed before the start takes it to nowhere."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - open to the end
+        if hasattr(getattr(sys, name), "reconfigure"):
+            getattr(sys, name).reconfigure(errors="backslashreplace")
 
 
 def _usage_error(error: click.ClickException) -> LocalError:

@@ -76,14 +76,14 @@ class Log:
         Raises:
             ReliabilityError: an argument is wrong, or neither actor nor files answer.
         """
-        reply, absence = self._session.ask_or_absent(EVENT_LOGGER, "query", **arguments)
-        if reply is not None:
-            return Page(reply["events"], reply["more"])
+        answer = self._session.ask_or_absent(EVENT_LOGGER, "query", **arguments)
+        if not isinstance(answer, ReliabilityError):
+            return Page(answer["events"], answer["more"])
         from actors.event_logger import queries
 
-        path, age_s = database(self._session, absence)
+        path, age_s = database(self._session, answer)
         reply = queries.query(path, arguments)
-        return Page(reply["events"], reply["more"], absence, age_s)
+        return Page(reply["events"], reply["more"], answer, age_s)
 
     def select(self, selection: Selection) -> Iterator[Page]:
         """Yield the selected events in the order asked for, page by page."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from app.reliability._cli.output import Output, duration
-from app.reliability._cli.session import Session, not_running
+from app.reliability._cli.session import Session
 
 if TYPE_CHECKING:
     from actors.runtime.board_view import ProcessView
@@ -44,7 +44,7 @@ def read_board(session: Session) -> BoardReading | None:
         )
 
 
-def database(session: Session, absence: "ReliabilityError | None") -> tuple[str, float]:
+def database(session: Session, absence: "ReliabilityError") -> tuple[str, float]:
     """Return the path of the event log's database and the time since something was last written to it.
 
     Raises:
@@ -55,7 +55,7 @@ def database(session: Session, absence: "ReliabilityError | None") -> tuple[str,
     path = os.path.join(session.data_dir, DATABASE_FILE)
     written_at = max(_modified_at(path), _modified_at(f"{path}-wal"))
     if not written_at:
-        raise absence if absence is not None else not_running(session.data_dir)
+        raise absence
     return path, max(0.0, time.time() - written_at)
 
 

@@ -9,6 +9,8 @@ from app.reliability._cli.commands import RelctlCommand, pass_session
 from app.reliability._cli.offline import banner, label, read_board
 from app.reliability._cli.output import Output, duration, size
 from app.reliability._cli.session import Session, not_running
+from protocol.errors import ReliabilityError
+from protocol.names import BROKER
 
 if TYPE_CHECKING:
     from actors.runtime.board_view import ProcessView
@@ -25,14 +27,14 @@ def ps(session: Session) -> None:
     reading = read_board(session)
     if reading is None:
         raise not_running(session.data_dir)
-    _, absence = session.ask_or_absent("broker", "ping")
+    answer = session.ask_or_absent(BROKER, "ping")
     rows = [_row(view) for view in reading.views]
     if session.output.json:
-        offline = label(reading.age_s) if absence else {}
+        offline = label(reading.age_s) if isinstance(answer, ReliabilityError) else {}
         session.output.document({"processes": rows, **offline})
         return
-    if absence:
-        session.output.text(banner(session.output, absence, "the liveness board", reading.age_s))
+    if isinstance(answer, ReliabilityError):
+        session.output.text(banner(session.output, answer, "the liveness board", reading.age_s))
     _table(session.output, rows)
 
 

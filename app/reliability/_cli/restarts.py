@@ -26,10 +26,9 @@ HISTORY_SHOWN_MAX: Final = 20
 def restart_status(session: Session, name: str | None) -> None:
     """Show how many restarts each process has left; with NAME, tell the story of its restarts."""
     arguments = {} if name is None else {"name": name}
-    report, absence = session.ask_or_absent(EVENT_LOGGER, "restart_status", **arguments)
+    answer = session.ask_or_absent(EVENT_LOGGER, "restart_status", **arguments)
     records = _records(session)
-    if report is None:
-        report = _offline_report(session, records, name, absence)
+    report = _offline_report(session, records, name, answer) if isinstance(answer, ReliabilityError) else answer
     processes = report["processes"]
     if name is not None and not processes:
         known = ", ".join(record.name for record in records)
@@ -39,8 +38,8 @@ def restart_status(session: Session, name: str | None) -> None:
     if session.output.json:
         session.output.document(report)
         return
-    if absence is not None:
-        session.output.text(banner(session.output, absence, "the event log's database", report["age_s"]))
+    if isinstance(answer, ReliabilityError):
+        session.output.text(banner(session.output, answer, "the event log's database", report["age_s"]))
     if name is None:
         _table(session.output, processes)
     else:
@@ -48,7 +47,7 @@ def restart_status(session: Session, name: str | None) -> None:
 
 
 def _offline_report(
-    session: Session, records: "list[LauncherRecord]", name: str | None, absence: ReliabilityError | None
+    session: Session, records: "list[LauncherRecord]", name: str | None, absence: ReliabilityError
 ) -> dict[str, Any]:
     """Return the answer of event_logger, from its database, the board, and what it has not drained yet."""
     from actors.event_logger import queries

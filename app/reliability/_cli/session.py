@@ -148,20 +148,18 @@ class Session:
                 raise (still if error.code == ErrorCode.DEADLINE_PASSED else error) from None
         return self.client().call(service, op, timeout=timeout_s - FIRST_TRY_S, **arguments)
 
-    def ask_or_absent(
-        self, service: str, op: str, **arguments: Any
-    ) -> tuple[dict[str, Any], None] | tuple[None, ReliabilityError]:
-        """Ask as `ask`; return the answer, or why nobody answered.
+    def ask_or_absent(self, service: str, op: str, **arguments: Any) -> dict[str, Any] | ReliabilityError:
+        """Ask as `ask`; return the answer, or the error that says why nobody answered.
 
         Raises:
             ReliabilityError: somebody answered with an error.
         """
         try:
-            return self.ask(service, op, **arguments), None
+            return self.ask(service, op, **arguments)
         except ReliabilityError as error:
             if error.code not in ABSENT:
                 raise
-            return None, error
+            return error
 
     def wait_until(self, done: Callable[[], bool], timeout_s: float, interval_s: float = 0.02) -> bool:
         """Wait for a condition; tell whether it came true in time."""
