@@ -1,5 +1,6 @@
 """The processes themselves: started, adopted, watched for their exit, told to leave, and shown on the board."""
 
+import os
 import selectors
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -7,12 +8,13 @@ from dataclasses import dataclass
 from actors.runtime.arguments import ProcessArguments
 from actors.runtime.identity import ProcessIdentity
 from actors.runtime.liveness import LauncherRecord, Slot, Verdict
+from actors.runtime.paths import STACKS_DIR
 from supervisor.core import Child
 from supervisor.ground import Ground
 from supervisor.model import Exit, State
 from supervisor.port import Launch, Process, ProcessControl
 from supervisor.settings import Definition, Settings
-from supervisor.slots import how_it_ended, record_of, says_ready
+from supervisor.slots import how_it_ended, record_of, says_ready, with_last_words
 
 
 @dataclass(slots=True)
@@ -71,7 +73,8 @@ class Fleet:
             config_path=self._settings.config_path,
             portable=self._ground.portable,
         )
-        process = self._control.spawn(Launch(berth.definition.module, arguments))
+        launch = Launch(berth.definition.module, arguments, self._stderr_path(child.spec.name))
+        process = self._control.spawn(launch)
         self._take(berth, process, child.incarnation)
         self._show(berth, child, now)
         process.release()
@@ -102,7 +105,8 @@ class Fleet:
                     self._selector.unregister(berth.process.exit_fd)
                 berth.process.close()
                 berth.process = None
-                yield name, berth.incarnation, how_it_ended(berth.slot, berth.incarnation, status)
+                exit_ = how_it_ended(berth.slot, berth.incarnation, status)
+                yield name, berth.incarnation, with_last_words(exit_, self._stderr_path(name))
 
     def newly_ready(self, children: Mapping[str, Child]) -> list[Child]:
         """Return those that were starting and now say that they are ready."""
@@ -119,6 +123,9 @@ class Fleet:
         for berth in self._berths.values():
             if berth.process is not None:
                 berth.process.close()
+
+    def _stderr_path(self, name: str) -> str:
+        return os.path.join(self._ground.runtime_dir, STACKS_DIR, f"{name}.stderr")
 
     def _take(self, berth: _Berth, process: Process, incarnation: int) -> None:
         berth.process = process

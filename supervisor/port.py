@@ -24,10 +24,18 @@ DURABLE_MODULE: Final = "supervisor.durable"
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """What to start: a module with ``main(ProcessArguments) -> int`` that runs the same by ``python -m``."""
+    """What to start.
+
+    Attributes:
+        module: has ``main(ProcessArguments) -> int``, and runs the same by ``python -m``.
+        arguments: what it is told.
+        stderr_path: where its standard error goes, a file made anew, until it takes that over itself
+            (`actors.runtime.process.run_process` does so first thing): an import that fails is told there.
+    """
 
     module: str
     arguments: ProcessArguments
+    stderr_path: str
 
     def command(self) -> list[str]:
         """Return the command that starts it by exec; -P keeps a host's own modules from shadowing ours."""
@@ -93,6 +101,14 @@ class ProcessControl(Protocol):
         Raises:
             OSError: the system has no room for it.
         """
+
+
+def open_stderr(path: str) -> int:
+    """Return a descriptor to write a child's standard error to: a fresh file, or nowhere if there is no room."""
+    try:
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
+    except OSError:
+        return os.open(os.devnull, os.O_WRONLY)
 
 
 def child_environment() -> dict[str, str]:

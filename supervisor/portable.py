@@ -15,7 +15,7 @@ from typing import Final
 import psutil
 
 from actors.runtime.identity import ProcessIdentity, boot_id, identity_of
-from supervisor.port import DURABLE_MODULE, ExitStatus, Launch, child_environment
+from supervisor.port import DURABLE_MODULE, ExitStatus, Launch, child_environment, open_stderr
 
 _ON_WINDOWS: Final = sys.platform == "win32"
 _CREATION_FLAGS: Final[int] = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0) | getattr(
@@ -125,7 +125,7 @@ class PortableControl:
 
     def spawn(self, launch: Launch) -> PortableProcess:
         """See `ProcessControl`."""
-        return _started(launch.command())
+        return _started(launch.command(), launch.stderr_path)
 
     def adopt(self, identity: ProcessIdentity) -> PortableProcess | None:
         """See `ProcessControl`."""
@@ -133,19 +133,23 @@ class PortableControl:
 
     def copy_durably(self, source: str, target: str) -> PortableProcess:
         """See `ProcessControl`."""
-        return _started([sys.executable, "-P", "-m", DURABLE_MODULE, source, target])
+        return _started([sys.executable, "-P", "-m", DURABLE_MODULE, source, target], os.devnull)
 
 
-def _started(command: list[str]) -> PortableProcess:
-    child = subprocess.Popen(
-        command,
-        env=child_environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=not _ON_WINDOWS,
-        creationflags=_CREATION_FLAGS,
-    )
+def _started(command: list[str], stderr_path: str) -> PortableProcess:
+    stderr = open_stderr(stderr_path)
+    try:
+        child = subprocess.Popen(
+            command,
+            env=child_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+            start_new_session=not _ON_WINDOWS,
+            creationflags=_CREATION_FLAGS,
+        )
+    finally:
+        os.close(stderr)
     return PortableProcess(identity_of(child.pid) or ProcessIdentity(child.pid, 0, boot_id()), child)
 
 

@@ -18,7 +18,7 @@ from typing import Any, Final, NoReturn, TypeAlias
 from actors.runtime.identity import ProcessIdentity, boot_id, stat_fields
 from actors.runtime.signalling import PidfdSignaller, open_pidfd
 from supervisor import durable
-from supervisor.port import ExitStatus, Launch, child_environment
+from supervisor.port import ExitStatus, Launch, child_environment, open_stderr
 
 Entry: TypeAlias = Callable[[Any], int]
 
@@ -165,7 +165,7 @@ class PosixControl:
         """See `ProcessControl`."""
         entry = (self._entries or {}).get(launch.module) if self._may_fork else None
         run = _executing(launch) if entry is None else _calling(entry, launch)
-        return self._fork(run)
+        return self._fork(run, launch.stderr_path)
 
     def adopt(self, identity: ProcessIdentity) -> PosixProcess | None:
         """See `ProcessControl`."""
@@ -174,18 +174,18 @@ class PosixControl:
 
     def copy_durably(self, source: str, target: str) -> PosixProcess:
         """See `ProcessControl`."""
-        process = self._fork(lambda: durable.copy(source, target))
+        process = self._fork(lambda: durable.copy(source, target), os.devnull)
         process.release()
         return process
 
-    def _fork(self, run: Callable[[], int]) -> PosixProcess:
+    def _fork(self, run: Callable[[], int], stderr_path: str) -> PosixProcess:
         reader, writer = os.pipe()
         # No handler of the launcher's may run in the child, where it would wake the launcher.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             pid = os.fork()
             if pid == 0:
-                self._become_child(run, reader, writer)
+                self._become_child(run, stderr_path, reader, writer)
         except BaseException:
             os.close(writer)
             raise
@@ -202,7 +202,7 @@ class PosixControl:
         identity = ProcessIdentity(pid, int(fields[_START_TIME]) if fields else 0, boot_id())
         return PosixProcess(identity, pidfd, is_child=True, gate=writer)
 
-    def _become_child(self, run: Callable[[], int], reader: int, writer: int) -> NoReturn:
+    def _become_child(self, run: Callable[[], int], stderr_path: str, reader: int, writer: int) -> NoReturn:
         code = EXIT_CRASHED
         try:
             os.close(writer)
@@ -211,6 +211,7 @@ class PosixControl:
             for number in _HANDLED:
                 signal.signal(number, signal.SIG_DFL)
             self._drop_inherited()
+            _leave_standard_streams(stderr_path)
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
             released = os.read(reader, 1) == _GO
             os.close(reader)
@@ -221,6 +222,14 @@ class PosixControl:
             traceback.print_exc()
         finally:
             os._exit(code)
+
+
+def _leave_standard_streams(stderr_path: str) -> None:
+    """Let go of the launcher's terminal, which somebody may have stopped."""
+    for descriptor, standards in ((os.open(os.devnull, os.O_RDWR), (0, 1)), (open_stderr(stderr_path), (2,))):
+        for standard in standards:
+            os.dup2(descriptor, standard)
+        os.close(descriptor)
 
 
 def session_members(leader: ProcessIdentity) -> list[ProcessIdentity]:
@@ -279,9 +288,6 @@ def _calling(entry: Entry, launch: Launch) -> Callable[[], int]:
 
 def _executing(launch: Launch) -> Callable[[], int]:
     def run() -> NoReturn:
-        null = os.open(os.devnull, os.O_RDWR)
-        for standard in (0, 1, 2):
-            os.dup2(null, standard)
         os.execve(sys.executable, launch.command(), child_environment())  # noqa: S606 - from a list, no shell
 
     return run
