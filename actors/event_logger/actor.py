@@ -4,7 +4,6 @@ Three threads besides the loop, so that none waits for another's disk: the worke
 the checkpointer moves the WAL into the database.
 """
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
@@ -13,12 +12,12 @@ from typing import Any, Final
 from actors.event_logger.config import EventLoggerConfig
 from actors.event_logger.core import (
     ATTEMPT_PATIENCE_S,
-    CheckpointSchedule,
     GroupCommit,
     Pending,
     PublishBudget,
     Trouble,
     TroubleReport,
+    Wal,
 )
 from actors.event_logger.journals import Drained, JournalDrain
 from actors.event_logger.queries import query, read_restarts, restart_status
@@ -32,7 +31,7 @@ from actors.event_logger.records import (
 )
 from actors.event_logger.store import SCHEMA, EventStore, Stored
 from actors.runtime.actor import Actor, Context
-from actors.runtime.database import CheckpointMode, Database, WalState, wal_bytes
+from actors.runtime.database import PAGE_BYTES, Database, WalState
 from actors.runtime.database_problem import DatabaseError, Problem
 from actors.runtime.liveness import Board
 from actors.runtime.operations import DEFERRED, Operation, Request
@@ -84,7 +83,7 @@ class EventLogger(Actor):
         self._path = path
         self._board = board
         self._wall_ms = wall_ms
-        self._wal_bytes_warning = config.wal_warning_mib * MIB
+        self._wal_warning_bytes = config.wal_warning_mib * MIB
         self._store = EventStore(Database(path, SCHEMA))
         self._checkpoint_database = Database(path, SCHEMA)
         self._journals = JournalDrain(journal_dir, self._store)
@@ -94,7 +93,6 @@ class EventLogger(Actor):
         self._trouble = TroubleReport()
         self._wal_trouble = TroubleReport()
         self._problem: DatabaseError | None = None
-        self._wal: WalState | None = None
         self._last_seq = self._published_seq = 0
         self._refused_entries = 0
         self._drained_sizes: dict[str, int] | None = None
@@ -119,7 +117,7 @@ class EventLogger(Actor):
     def on_start(self, context: Context) -> None:
         """Begin; the first drain opens the database."""
         self._context = context
-        self._checkpoints = CheckpointSchedule(context.now())
+        self._wal = Wal(context.now())
         self._reader = side_worker(context, f"{EVENT_LOGGER}-reader", READS_QUEUED_MAX)
         self._checkpointer = side_worker(context, f"{EVENT_LOGGER}-checkpointer", CHECKPOINTS_QUEUED_MAX)
 
@@ -143,10 +141,8 @@ class EventLogger(Actor):
             "database": {
                 "path": self._path,
                 "problem": problem and {"code": problem.code, "message": problem.message, "hint": problem.hint},
-                "bytes": _size(self._path),
-                "wal_bytes": wal_bytes(self._path),
-                "wal_pages": self._wal and self._wal.pages,
-                "wal_pages_checkpointed": self._wal and self._wal.checkpointed_pages,
+                "wal_bytes": self._wal.pages * PAGE_BYTES,
+                "wal_backlog_bytes": self._wal.backlog_pages * PAGE_BYTES,
             },
             "events": {"last_seq": self._last_seq or None, "pending": self._commit.pending_events},
             "reads": {"queued": self._reader.queued_count, "capacity": self._reader.capacity},
@@ -259,6 +255,7 @@ class EventLogger(Actor):
         for read in early or ():
             read()
         self._problem = outcome if isinstance(outcome, DatabaseError) else None
+        self._wal.committed(self._store.database.wal_pages)
         match self._trouble.note(failed=self._problem is not None, now=self._context.now()):
             case Trouble.BEGAN if self._problem is not None:
                 message = f"events cannot be written: {self._problem.message}"
@@ -267,20 +264,21 @@ class EventLogger(Actor):
                 self._context.log(Severity.NOTICE, "database_available", "events can be written again")
 
     def _watch_wal(self, now: float) -> None:
-        size_bytes = wal_bytes(self._path)
-        due = self._checkpoints.due(self._store.database.wal_pages, size_bytes, now)
-        if due is not None and self._checkpointer.idle:
-            mode = CheckpointMode(due.value)
-            self._checkpointer.submit(
-                self._checkpoint_database.checkpoint, mode, on_done=self._on_checkpointed, what="checkpoint"
-            )
-        if self._wal_trouble.note(failed=size_bytes > self._wal_bytes_warning, now=now) is Trouble.BEGAN:
+        if self._checkpointer.idle and self._wal.is_due(now):
+            self._submit_checkpoint(truncate=False)
+            self._context.submit(self._store.database.release_memory, what="release memory")
+        size_bytes = self._wal.pages * PAGE_BYTES
+        if self._wal_trouble.note(failed=size_bytes > self._wal_warning_bytes, now=now) is Trouble.BEGAN:
             message = f"the write-ahead log has grown to {size_bytes // MIB} MiB: a reader or a slow disk holds it up"
             self._context.log(Severity.WARN, "wal_large", message, wal_bytes=size_bytes)
 
+    def _submit_checkpoint(self, *, truncate: bool) -> None:
+        checkpoint = partial(self._checkpoint_database.checkpoint, truncate=truncate)
+        self._checkpointer.submit(checkpoint, on_done=self._on_checkpointed, what="checkpoint")
+
     def _on_checkpointed(self, outcome: Any) -> None:
         if isinstance(outcome, WalState):
-            self._wal = outcome
+            self._wal.checkpointed(outcome.pages, outcome.checkpointed_pages)
         elif isinstance(outcome, Exception) and not isinstance(outcome, DatabaseError):
             raise outcome
 
@@ -291,12 +289,9 @@ class EventLogger(Actor):
         self._submit_drain({})
         while self._is_working():
             yield False
-        database = self._checkpoint_database
-        for step in (partial(database.checkpoint, CheckpointMode.TRUNCATE), database.close):
-            self._checkpointer.submit(step, on_done=self._on_checkpointed, what="last checkpoint")
+        self._submit_checkpoint(truncate=True)
         while self._is_working():
             yield False
-        self._context.submit(self._store.database.close, what="close the database")
 
     def _is_working(self) -> bool:
         return self._commit.pending_events > 0 or self._draining or not self._checkpointer.idle
@@ -335,10 +330,3 @@ def _answer(request: Request, then: Callable[[Any], dict[str, Any]], outcome: An
         raise outcome
     else:
         request.reply(then(outcome))
-
-
-def _size(path: str) -> int:
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return 0

@@ -25,9 +25,9 @@ ANSWER_MARGIN_S: Final = 0.1
 """What an error needs to reach its caller before the caller's deadline."""
 
 CHECKPOINT_PAGES: Final = 1000
+"""A backlog that is checkpointed at once."""
 CHECKPOINT_INTERVAL_S: Final = 60.0
-TRUNCATE_BYTES: Final = 32 * MIB
-TRUNCATE_INTERVAL_S: Final = 300.0
+CHECKPOINT_PAUSE_S: Final = 1.0
 
 TROUBLE_INTERVAL_S: Final = 60.0
 """Between two reports that the database cannot be used."""
@@ -226,31 +226,42 @@ class PublishBudget:
         return allowed
 
 
-class Checkpoint(StrEnum):
-    """What to do about the WAL; the values are those of the database policy's modes."""
+class Wal:
+    """The write-ahead log as this process sees it, and when to checkpoint it; no other process does.
 
-    PASSIVE = "passive"
-    TRUNCATE = "truncate"
-
-
-class CheckpointSchedule:
-    """When this process, the only one that does, checkpoints the WAL."""
+    Attributes:
+        pages: in the log.
+    """
 
     def __init__(self, now: float) -> None:
         """Count from `now`."""
+        self.pages = 0
+        self._checkpointed_pages = 0
         self._checkpointed_at = now
-        self._truncated_at = now - TRUNCATE_INTERVAL_S
 
-    def due(self, wal_pages: int, wal_bytes: int, now: float) -> Checkpoint | None:
-        """Return what is due, which then counts as done: a checkpoint that fails is tried again at its next time."""
-        if wal_bytes >= TRUNCATE_BYTES and now - self._truncated_at >= TRUNCATE_INTERVAL_S:
-            self._truncated_at = self._checkpointed_at = now
-            return Checkpoint.TRUNCATE
-        interval_s = 1.0 if wal_pages >= CHECKPOINT_PAGES else CHECKPOINT_INTERVAL_S
-        if now - self._checkpointed_at >= interval_s:
-            self._checkpointed_at = now
-            return Checkpoint.PASSIVE
-        return None
+    @property
+    def backlog_pages(self) -> int:
+        """Pages that the database file does not have yet."""
+        return self.pages - self._checkpointed_pages
+
+    def committed(self, pages: int) -> None:
+        """Take in how many pages the log had after a commit: fewer than before means that it began anew."""
+        if pages < self.pages:
+            self._checkpointed_pages = 0
+        self.pages = pages
+
+    def checkpointed(self, pages: int, checkpointed_pages: int) -> None:
+        """Take in what a checkpoint found and did."""
+        self.pages = pages
+        self._checkpointed_pages = checkpointed_pages
+
+    def is_due(self, now: float) -> bool:
+        """Tell whether to checkpoint now, which then counts as tried: one that is held up is not repeated in a loop."""
+        interval_s = CHECKPOINT_PAUSE_S if self.backlog_pages >= CHECKPOINT_PAGES else CHECKPOINT_INTERVAL_S
+        if now - self._checkpointed_at < interval_s:
+            return False
+        self._checkpointed_at = now
+        return True
 
 
 class Trouble(StrEnum):

@@ -4,7 +4,7 @@
 - Every write is one whole transaction under BEGIN IMMEDIATE, retried whole while somebody else holds the write lock:
   opening, SQLite's own waiting and our backoff all under the one patience that the caller gives.
 - A transaction holds the write lock for `TRANSACTION_S_MAX` at most, which is less than anybody's patience.
-- SQLite never checkpoints by itself, not at close either: one process does it, by `Database.checkpoint`.
+- SQLite never checkpoints by itself, not at close either: one process does, by `Database.checkpoint`.
 - Reads go over READONLY connections (`reading`), which leave -wal and -shm where they are.
 - Each owner migrates its own tables forward; see `Schema`.
 
@@ -39,6 +39,7 @@ READ_S_MAX: Final = 3.0
 """A read pins the WAL: checkpoints cannot pass it."""
 BACKOFF_S_MIN: Final = 0.002
 BACKOFF_S_MAX: Final = 0.25
+PAGE_BYTES: Final = 4096
 CACHE_PAGES: Final = 10000
 WAL_BYTES_KEPT_MAX: Final = 16 * 1024 * 1024
 """Size to which the WAL file is cut when it restarts."""
@@ -53,17 +54,6 @@ class Synchronous(StrEnum):
     FULL = "FULL"
 
 
-class CheckpointMode(StrEnum):
-    """How hard a checkpoint tries: PASSIVE waits for nobody, TRUNCATE waits shortly and then empties the WAL file."""
-
-    PASSIVE = "passive"
-    TRUNCATE = "truncate"
-
-
-_CHECKPOINT_MODES: Final = {
-    CheckpointMode.PASSIVE: apsw.SQLITE_CHECKPOINT_PASSIVE,
-    CheckpointMode.TRUNCATE: apsw.SQLITE_CHECKPOINT_TRUNCATE,
-}
 _TRUNCATE_BUSY_TIMEOUT_MS: Final = 100
 
 
@@ -157,17 +147,20 @@ class Database:
                 self.close()
                 raise
 
-    def checkpoint(self, mode: CheckpointMode) -> WalState | None:
-        """Move committed pages from the WAL into the database file; None if somebody else was in the way.
+    def checkpoint(self, *, truncate: bool = False) -> WalState | None:
+        """Move committed pages from the WAL into the database file, and return how far that went.
+
+        It waits for nobody; with `truncate` it waits shortly for readers, and leaves an empty WAL file. None means that
+        somebody was in the way.
 
         Raises:
             DatabaseError: it failed; the WAL keeps what it has.
         """
+        mode = apsw.SQLITE_CHECKPOINT_TRUNCATE if truncate else apsw.SQLITE_CHECKPOINT_PASSIVE
         try:
             connection = self._ready_connection(self._clock() + PATIENCE_S)
             connection.set_busy_timeout(_TRUNCATE_BUSY_TIMEOUT_MS)
-            pages, checkpointed = connection.wal_checkpoint(mode=_CHECKPOINT_MODES[mode])
-            connection.execute("PRAGMA shrink_memory")
+            pages, checkpointed = connection.wal_checkpoint(mode=mode)
         except (apsw.BusyError, apsw.LockedError):
             return None
         except apsw.Error as error:
@@ -178,6 +171,11 @@ class Database:
             raise
         self.wal_pages = pages
         return WalState(pages, checkpointed)
+
+    def release_memory(self) -> None:
+        """Give the page cache back to the system."""
+        if self._connection is not None:
+            self._connection.execute("PRAGMA shrink_memory")
 
     def close(self) -> None:
         """Close the connection, without a checkpoint; the next write opens it again."""
@@ -273,14 +271,6 @@ def reading(
 def backoff_s(attempt: int, draw: float) -> float:
     """Return the pause after failed attempt number `attempt` (from 0); `draw` in [0, 1) spreads contenders apart."""
     return min(BACKOFF_S_MIN * 2.0 ** min(attempt, 16), BACKOFF_S_MAX) * (0.5 + draw / 2)
-
-
-def wal_bytes(path: str) -> int:
-    """Return the size of the WAL file of the database at `path`; 0 if there is none."""
-    try:
-        return os.stat(f"{path}-wal").st_size
-    except OSError:
-        return 0
 
 
 def _file_identity(path: str) -> tuple[int, int] | None:

@@ -9,15 +9,12 @@ from actors.event_logger.core import (
     CHECKPOINT_INTERVAL_S,
     CHECKPOINT_PAGES,
     PENDING_EVENTS_MAX,
-    TRUNCATE_BYTES,
-    TRUNCATE_INTERVAL_S,
-    Checkpoint,
-    CheckpointSchedule,
     GroupCommit,
     JournalBook,
     JournalFile,
     Pending,
     PublishBudget,
+    Wal,
 )
 from actors.event_logger.records import Event
 from protocol.severity import Severity
@@ -158,12 +155,27 @@ def test_publishing_has_a_rate_and_a_burst() -> None:
     assert budget.take(100, 100.0) == 20
 
 
-def test_checkpoints_come_by_time_and_by_volume_and_a_large_file_is_truncated() -> None:
-    schedule = CheckpointSchedule(0.0)
-    assert schedule.due(10, 0, 5.0) is None
-    assert schedule.due(CHECKPOINT_PAGES, 0, 5.0) is Checkpoint.PASSIVE
-    assert schedule.due(CHECKPOINT_PAGES, 0, 5.5) is None, "one that a reader holds up is not repeated in a loop"
-    assert schedule.due(0, 0, 5.0 + CHECKPOINT_INTERVAL_S) is Checkpoint.PASSIVE
-    assert schedule.due(0, TRUNCATE_BYTES, 70.0) is Checkpoint.TRUNCATE
-    assert schedule.due(0, TRUNCATE_BYTES, 71.0) is None
-    assert schedule.due(0, TRUNCATE_BYTES, 70.0 + TRUNCATE_INTERVAL_S) is Checkpoint.TRUNCATE
+def test_checkpoints_come_by_time_and_by_volume() -> None:
+    wal = Wal(0.0)
+    wal.committed(10)
+    assert not wal.is_due(5.0)
+    wal.committed(CHECKPOINT_PAGES)
+    assert wal.is_due(5.0)
+    assert not wal.is_due(5.5), "one that a reader holds up is not repeated in a loop"
+    assert wal.is_due(6.0)
+    wal.checkpointed(CHECKPOINT_PAGES, CHECKPOINT_PAGES)
+    assert not wal.is_due(10.0)
+    assert wal.is_due(6.0 + CHECKPOINT_INTERVAL_S)
+
+
+def test_the_backlog_is_what_the_database_file_has_not() -> None:
+    wal = Wal(0.0)
+    wal.committed(700)
+    wal.checkpointed(700, 600)
+    assert (wal.pages, wal.backlog_pages) == (700, 100)
+    wal.committed(900)
+    assert wal.backlog_pages == 300
+    wal.committed(20)
+    assert (wal.pages, wal.backlog_pages) == (20, 20), "the log began anew"
+    wal.committed(650)
+    assert wal.backlog_pages == 650

@@ -16,14 +16,12 @@ import pytest
 
 from actors.runtime.database import (
     BACKOFF_S_MAX,
-    CheckpointMode,
     Database,
     Migration,
     Schema,
     Synchronous,
     backoff_s,
     reading,
-    wal_bytes,
 )
 from actors.runtime.database_problem import DatabaseError, Problem, require_library, write_lock_holder
 from protocol.errors import ErrorCode
@@ -56,6 +54,10 @@ def database(path: str) -> Iterator[Database]:
     database = Database(path, SCHEMA)
     yield database
     database.close()
+
+
+def wal_bytes(path: str) -> int:
+    return os.stat(f"{path}-wal").st_size
 
 
 def nothing(_connection: apsw.Connection) -> None:
@@ -175,8 +177,8 @@ def test_a_frozen_holder_costs_writers_one_clear_error_and_readers_nothing(datab
         if sys.platform == "linux":
             assert f"pid {holder.pid}" in caught.value.message
         assert notes(path) == ["before"]
-        assert database.checkpoint(CheckpointMode.PASSIVE) is not None
-        assert database.checkpoint(CheckpointMode.TRUNCATE) is None
+        assert database.checkpoint() is not None
+        assert database.checkpoint(truncate=True) is None
 
         holder.send_signal(signal.SIGKILL)
         database.write(add("after"))
@@ -216,10 +218,10 @@ def test_only_checkpoints_asked_for_happen(database: Database, path: str) -> Non
     database.close()
     assert wal_bytes(path) >= pages * 4096, "closing must not checkpoint"
     database.write(add("reopened"))
-    state = database.checkpoint(CheckpointMode.PASSIVE)
+    state = database.checkpoint()
     assert state is not None
     assert state.checkpointed_pages == state.pages > pages
-    assert database.checkpoint(CheckpointMode.TRUNCATE) is not None
+    assert database.checkpoint(truncate=True) is not None
     assert wal_bytes(path) == 0
     assert len(notes(path)) == 51
 
@@ -237,7 +239,7 @@ def someone_elses(path: Path) -> None:
 def damaged_page(path: Path) -> None:
     database = Database(str(path), SCHEMA)
     database.write(add("x"))
-    database.checkpoint(CheckpointMode.TRUNCATE)
+    database.checkpoint(truncate=True)
     database.close()
     data = bytearray(path.read_bytes())
     data[100:4096] = b"\xff" * 3996
