@@ -83,14 +83,16 @@ class PortableProcess:
             return
         try:
             found = psutil.Process(self.identity.pid).children(recursive=True)
+            spared = _own_tree()
         except psutil.Error:
             return
-        self._tree += [process for process in found if process not in self._tree]
+        self._tree += [process for process in found if process not in self._tree and process not in spared]
 
     def _kill_rest(self) -> None:
         """Kill what is left of the group and of the remembered tree; on Windows, of the orphans too."""
         if sys.platform == "win32":
-            self._tree += _orphans(self.identity)
+            spared = _own_tree()
+            self._tree += [process for process in _orphans(self.identity) if process not in spared]
         elif self._owns_number():
             self._signal_group(signal.SIGKILL)
         for process in self._tree:
@@ -151,6 +153,12 @@ def _started(command: list[str], stderr_path: str) -> PortableProcess:
     finally:
         os.close(stderr)
     return PortableProcess(identity_of(child.pid) or ProcessIdentity(child.pid, 0, boot_id()), child)
+
+
+def _own_tree() -> list[psutil.Process]:
+    """Return this launcher and its own: a survivor that started it is its parent, and they are not that one's tree."""
+    launcher = psutil.Process()
+    return [launcher, *launcher.children(recursive=True)]
 
 
 def _orphans(parent: ProcessIdentity) -> list[psutil.Process]:

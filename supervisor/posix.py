@@ -251,6 +251,7 @@ def session_members(leader: ProcessIdentity) -> list[ProcessIdentity]:
 
 
 def _descendants(root: int) -> list[ProcessIdentity]:
+    """Return who descends from `root`, without this launcher and its own: a survivor that started it is its parent."""
     children: dict[int, list[ProcessIdentity]] = {}
     for pid in _pids():
         fields = stat_fields(pid)
@@ -260,7 +261,7 @@ def _descendants(root: int) -> list[ProcessIdentity]:
     found: list[ProcessIdentity] = []
     todo = [root]
     while todo:
-        below = children.get(todo.pop(), [])
+        below = [identity for identity in children.get(todo.pop(), []) if identity.pid != os.getpid()]
         found += below
         todo += [identity.pid for identity in below]
     return found

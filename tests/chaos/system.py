@@ -96,10 +96,9 @@ class System:
         return {name: identity for name, identity in found.items() if identity is not None}
 
     def pid(self, name: str) -> int:
-        """The pid of the process that runs as `name`."""
+        """The pid of the process that runs as `name` now; 0 if nobody does."""
         identity = self.identity(name)
-        assert identity is not None, f"{name} does not run"
-        return identity.pid
+        return identity.pid if identity is not None else 0
 
     def state(self, name: str) -> str:
         """The launcher's word on `name`."""
@@ -108,7 +107,9 @@ class System:
 
     def signal(self, name: str, number: int) -> None:
         """Signal the process that runs as `name`."""
-        os.kill(self.pid(name), number)
+        pid = self.pid(name)
+        assert pid, f"{name} does not run"
+        os.kill(pid, number)
 
     def answers(self, name: str, timeout_s: float = 1.0) -> bool:
         """Ask `name` for a ping: services through the broker, the launcher on its own socket."""
