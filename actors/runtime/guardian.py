@@ -2,25 +2,24 @@
 
 `Guardian.step` is called once per tick by the loop of every process but the launcher. It looks at two slots of the
 board, and almost always that is all. A successor is started by a thread: its exec may have to wait for a disk, and no
-loop does. It is an ordinary child of the survivor, reaped whenever it ends.
+loop does. It is nobody's child: whoever ends this process with all its descendants must not end the launcher as well.
 """
 
 import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 from actors.runtime.arguments import ProcessArguments
 from actors.runtime.examine import observe
 from actors.runtime.filelock import FileLock
-from actors.runtime.identity import ProcessIdentity, boot_id
+from actors.runtime.identity import ProcessIdentity, boot_id, identity_of
 from actors.runtime.liveness import LAUNCHER_SLOT, WATCHDOG_SLOT
 from actors.runtime.paths import STOP_MARKER_FILE, SUCCESSION_LOCK_FILE
 from actors.runtime.process import ProcessRuntime
-from actors.runtime.signalling import KILL, signaller
+from actors.runtime.signalling import KILL, Signaller, signaller
 from actors.runtime.succession_core import Effect, Phase, Scene, Seen, Succession
 from actors.runtime.verdict import HangDetector, Stage
 
@@ -48,13 +47,10 @@ class Guardian:
         ]
         self._signals = signaller(portable=arguments.portable)
         self._command = command or successor_command(arguments)
-        self._attempts: list[_Attempt] = []
+        self._attempt: _Attempt | None = None
 
     def step(self, now: float) -> None:
         """Look after launcher and watchdog: once per tick, and whenever something hints that the launcher is gone."""
-        latest = self._attempts[-1] if self._attempts else None
-        latest_ended = latest is not None and latest.ended()
-        self._attempts = [attempt for attempt in self._attempts if attempt is latest or not attempt.ended()]
         peers = self._look(now)
         launcher, watchdog = peers[LAUNCHER_SLOT], peers.get(WATCHDOG_SLOT)
         scene = Scene(
@@ -63,7 +59,7 @@ class Guardian:
             stopping=self._runtime.board.stopping
             or (launcher.seen is not Seen.WELL and os.path.exists(self._stop_markers[0])),
             retry_at_s=launcher.retry_at_s,
-            attempt_ended=latest_ended,
+            attempt_ended=self._attempt is not None and self._attempt.ended(),
         )
         effect = self._core.step(now, scene)
         if effect is Effect.ASK_LOCK:
@@ -72,8 +68,8 @@ class Guardian:
             effect = self._core.lock_answered(now, taken=self._lock.acquire())
         if effect is Effect.LAUNCH:
             self._launch(launcher, watchdog)
-        elif effect is not None and latest is not None:
-            self._finish(latest, abandon=effect is Effect.ABANDON)
+        elif effect is not None:
+            self._finish(abandon=effect is Effect.ABANDON)
 
     def _look(self, now: float) -> "dict[int, _Peer]":
         records = {slot: self._runtime.board.slots[slot].launcher.read() for slot in self._watched}
@@ -103,18 +99,13 @@ class Guardian:
         self._runtime.log(
             "WARN", "succession", f"{text}: starting a launcher", killed=[identity.pid for identity in killed]
         )
-        attempt = _Attempt(self._command, self._stop_markers, lambda: self._await_death(killed))
-        self._attempts.append(attempt)
-        attempt.start()
+        self._attempt = _Attempt(self._command, self._stop_markers, killed, self._signals)
 
-    def _await_death(self, killed: list[ProcessIdentity]) -> None:
-        for identity in killed:
-            self._signals.wait_gone(identity, DEATH_WAIT_S)
-
-    def _finish(self, attempt: "_Attempt", *, abandon: bool) -> None:
-        if self._core.phase is Phase.BACKING_OFF:
+    def _finish(self, *, abandon: bool) -> None:
+        attempt, self._attempt = self._attempt, None
+        if attempt is not None and self._core.phase is Phase.BACKING_OFF:
             self._runtime.log("ERROR", "succession_failed", f"no launcher rules yet: {attempt.outcome()}")
-        if abandon:
+        if attempt is not None and abandon:
             attempt.abandon()
         self._lock.release()
 
@@ -127,53 +118,49 @@ class _Peer:
 
 
 class _Attempt:
-    """One start of a successor, on a thread of its own."""
+    """One start of a successor, on a thread of its own, begun at once."""
 
-    def __init__(self, command: list[str], stop_markers: list[str], before: Callable[[], None]) -> None:
-        """`before` is run first; a stop that is marked by then is obeyed."""
+    def __init__(
+        self, command: list[str], stop_markers: list[str], killed: list[ProcessIdentity], signals: Signaller
+    ) -> None:
+        """Run `command` once `killed` are gone with their locks, unless a stop is marked by then."""
         self._command = command
         self._stop_markers = stop_markers
-        self._before = before
-        self._thread = threading.Thread(target=self._run, name="succession", daemon=True)
-        self._process: subprocess.Popen[bytes] | None = None
+        self._killed = killed
+        self._signals = signals
+        self._successor: ProcessIdentity | None = None
         self._problem = ""
         self._abandoned = False
-
-    def start(self) -> None:
-        """Begin."""
+        self._thread = threading.Thread(target=self._run, name="succession", daemon=True)
         self._thread.start()
 
     def ended(self) -> bool:
-        """Tell whether nothing of it is left, and reap."""
-        if self._thread.is_alive():
-            return False
-        return self._process is None or self._process.poll() is not None
+        """Tell whether nothing of it is left."""
+        return not self._thread.is_alive() and (self._successor is None or not self._successor.is_running())
 
     def abandon(self) -> None:
         """Kill the successor, now or as soon as there is one."""
         self._abandoned = True
-        if self._process is not None:
-            self._process.kill()
+        if self._successor is not None:
+            self._signals.send(self._successor, KILL)
 
     def outcome(self) -> str:
         """Say what came of it."""
-        if self._process is None:
-            return self._problem or "the start itself is slow"
-        code = self._process.poll()
-        return "it starts slowly" if code is None else f"it exited with {code}"
+        return self._problem or ("the successor has left" if self.ended() else "the successor is slow")
 
     def _run(self) -> None:
-        self._before()
+        for identity in self._killed:
+            self._signals.wait_gone(identity, DEATH_WAIT_S)
         if any(os.path.exists(path) for path in self._stop_markers):
             self._problem = "a deliberate stop is marked"
             return
         try:
-            self._process = start_detached(self._command)
-        except OSError as error:
-            self._problem = f"it cannot be started: {error}"
+            self._successor = identity_of(start_detached(self._command))
+        except (OSError, ValueError) as error:
+            self._problem = f"a successor cannot be started: {error}"
             return
         if self._abandoned:
-            self._process.kill()
+            self.abandon()
 
 
 def successor_command(arguments: ProcessArguments) -> list[str]:
@@ -184,23 +171,32 @@ def successor_command(arguments: ProcessArguments) -> list[str]:
     return [*command, "--portable"] if arguments.portable else command
 
 
-def start_detached(command: list[str]) -> "subprocess.Popen[bytes]":
-    """Start `command` in a session of its own, without a terminal, able to import us. May wait for a disk.
+def start_detached(command: list[str]) -> int:
+    """Start `command` as nobody's child, without a terminal, able to import us. May wait for a disk.
+
+    Returns:
+        Its process id.
 
     Raises:
-        OSError: it cannot be executed.
+        OSError, ValueError: it cannot be started.
     """
     # With vfork the interpreter's lock is held until the exec is through: every thread would wait for the disk.
     subprocess._USE_VFORK = False  # type: ignore[misc]
     paths = [SOURCE_ROOT, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    detached = getattr(subprocess, "DETACHED_PROCESS", 0) | getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
-    return subprocess.Popen(
-        command,
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
+    if sys.platform == "win32":
+        flags = subprocess.DETACHED_PROCESS | subprocess.CREATE_NEW_PROCESS_GROUP
+        return subprocess.Popen(command, env=environment, creationflags=flags).pid
+    # The shell leaves at once, so what it has started is nobody's child.
+    shell = ["/bin/sh", "-c", '"$@" </dev/null >/dev/null 2>&1 & echo $!', "sh", *command]
+    started = subprocess.run(
+        shell,
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        cwd=os.path.abspath(os.sep),
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))},
+        cwd="/",
+        env=environment,
         start_new_session=True,
-        creationflags=detached,
+        check=False,
     )
+    return int(started.stdout)
