@@ -19,6 +19,7 @@ from actors.runtime import paths  # noqa: E402
 from actors.runtime.config import ConfigFile, SupervisionConfig  # noqa: E402
 from actors.runtime.liveness import BROKER_SLOT, FIRST_ACTOR_SLOT, WATCHDOG_SLOT, ProcessKind  # noqa: E402
 from actors.runtime.process import TITLE_PREFIX  # noqa: E402
+from actors.watchdog.config import WatchdogConfig  # noqa: E402
 from broker.config import BrokerConfig  # noqa: E402
 from protocol import names  # noqa: E402
 from protocol.errors import ErrorCode, LocalError  # noqa: E402
@@ -33,6 +34,7 @@ SECTIONS = {
     "broker": BrokerConfig,
     "event_logger": EventLoggerConfig,
     "health": HealthConfig,
+    "watchdog": WatchdogConfig,
 }
 """The tables that reliability.toml may have; all are checked before anything is started."""
 

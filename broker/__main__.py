@@ -3,6 +3,7 @@
 import sys
 
 from actors.runtime.arguments import ProcessArguments
+from actors.runtime.guardian import Guardian
 from actors.runtime.process import ProcessRuntime, run_process
 from broker.server import Server
 
@@ -13,7 +14,7 @@ def main(arguments: ProcessArguments) -> int:
 
 
 def _body(runtime: ProcessRuntime) -> int:
-    return Server(runtime, lambda _now: None).run()
+    return Server(runtime, Guardian(runtime).step).run()
 
 
 if __name__ == "__main__":
