@@ -5,7 +5,7 @@ from typing import Final
 import zmq
 
 from actors.runtime.transport import Lane, Socket, Transport, ZmqContext
-from broker.lane import server_socket
+from broker.inlet import descriptor_of, has_input, server_socket
 from broker.routing.topics import Topics
 
 SUBSCRIPTIONS_PER_TURN: Final = 64
@@ -18,8 +18,9 @@ _NEVER: Final = float("inf")
 class EventsSocket:
     """Publications of the control lane go out here.
 
+    An `Inlet` once it is open.
+
     Attributes:
-        socket: poll it for input, then call `drain`.
         endpoint: where it is bound.
         replay_at: monotonic time at which `replay` has something to do.
     """
@@ -30,6 +31,7 @@ class EventsSocket:
         self._wanted: dict[bytes, None] = {}
         self._replayed_at = -_NEVER
         self.endpoint = ""
+        self.unsure = False
         self.replay_at = _NEVER
 
     def open(self, context: ZmqContext, transport: Transport, affinity: int) -> None:
@@ -37,8 +39,10 @@ class EventsSocket:
         self.socket: Socket = server_socket(context, zmq.XPUB, affinity)
         self.socket.setsockopt(zmq.XPUB_VERBOSE, 1)
         self.endpoint = transport.bind(self.socket, Lane.EVENTS)
+        self.descriptor = descriptor_of(self.socket)
+        self.unsure = True
 
-    def drain(self, now: float) -> None:
+    def drain(self) -> None:
         """Take in subscriptions; what they ask for is sent by `replay`."""
         for _ in range(SUBSCRIPTIONS_PER_TURN):
             try:
@@ -48,7 +52,8 @@ class EventsSocket:
             if message and message[0] == _SUBSCRIBE:
                 self._wanted.update(dict.fromkeys(self._topics.matching(message[1:])))
         if self._wanted and self.replay_at == _NEVER:
-            self.replay_at = max(now, self._replayed_at + REPLAY_INTERVAL_S)
+            self.replay_at = self._replayed_at + REPLAY_INTERVAL_S
+        self.unsure = has_input(self.socket)
 
     def replay(self, now: float) -> None:
         """Publish the last values that new subscribers asked for, if it is time."""
@@ -63,6 +68,7 @@ class EventsSocket:
 
     def publish(self, publications: list[tuple[bytes, bytes]]) -> None:
         """Send publications; a subscriber that does not keep up loses some, nobody waits."""
+        self.unsure = True
         for topic, body in publications:
             try:
                 self.socket.send_multipart([topic, body], zmq.NOBLOCK)

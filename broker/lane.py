@@ -5,8 +5,9 @@ from typing import Final
 
 import zmq
 
-from actors.runtime.transport import Lane, Socket, Transport, ZmqContext
+from actors.runtime.transport import Lane, Transport, ZmqContext
 from broker.backlog import Backlog, BacklogBounds
+from broker.inlet import descriptor_of, has_input, server_socket
 from broker.routing import Router
 from broker.routing.bounds import LaneBounds
 from broker.routing.delivery import Outgoing
@@ -14,13 +15,11 @@ from broker.routing.requests import Part
 from protocol import mdp
 from protocol.limits import BULK_MESSAGE_BYTES_MAX, KIB, MIB
 
-CONNECTION_PING_MS: Final = 2000
-CONNECTION_SILENCE_MS: Final = 10_000
-"""A connection whose other side takes nothing out of it for so long is dropped, with what is queued for it."""
 COPIED_BYTES_MAX: Final = 32 * KIB
 """Larger frames are passed on where they lie."""
 THROWN_AWAY_FRAMES_MAX: Final = 1000
 """Frames of one oversized message that are taken in per turn."""
+BATCH_MESSAGES: Final = 16
 RETRY_S: Final = 0.002
 """How soon a peer that was not reading is tried again."""
 BACKLOGS: Final = {
@@ -32,30 +31,22 @@ _MORE: Final = int(zmq.SNDMORE | zmq.NOBLOCK)
 _LAST: Final = int(zmq.NOBLOCK)
 
 
-def server_socket(context: ZmqContext, kind: int, affinity: int) -> Socket:
-    """Return a socket that drops connections whose other side has stopped reading."""
-    socket: Socket = context.socket(kind)
-    socket.setsockopt(zmq.AFFINITY, affinity)
-    socket.setsockopt(zmq.HEARTBEAT_IVL, CONNECTION_PING_MS)
-    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, CONNECTION_SILENCE_MS)
-    return socket
-
-
 class LaneSocket:
-    """One lane's socket and router.
+    """One lane's socket and router; an `Inlet` once it is open.
 
     Attributes:
-        socket: poll it for input, then call `drain`.
         router: decides.
         endpoint: where it is bound.
     """
 
-    def __init__(self, lane: Lane, bounds: LaneBounds, router: Router) -> None:
+    def __init__(self, lane: Lane, bounds: LaneBounds, router: Router, messages_per_turn: int) -> None:
         """Name the lane; `open` binds it."""
         self.lane = lane
+        self.unsure = False
         self.router = router
         self.endpoint = ""
         self._bounds = bounds
+        self._messages_per_turn = messages_per_turn
         self._backlog = Backlog(BACKLOGS[lane])
         self._retry_at = _NEVER
         self._oversized: tuple[bytes, list[Part]] | None = None
@@ -68,6 +59,8 @@ class LaneSocket:
         self._send = super(zmq.Socket, self.socket).send
         self._recv = self.socket.recv
         self.endpoint = transport.bind(self.socket, self.lane)
+        self.descriptor = descriptor_of(self.socket)
+        self.unsure = True
 
     def forget_connections(self) -> None:
         """Take in that all connections are gone, after the socket was closed."""
@@ -80,21 +73,34 @@ class LaneSocket:
         """Monotonic time of the next `turn` that has something to do."""
         return min(self.router.due_at, self._retry_at)
 
-    def drain(self, messages_max: int) -> None:
-        """Take in what has arrived, and send what comes of it."""
+    def drain(self) -> None:
+        """Take in what has arrived, and send what comes of it.
+
+        The first message is answered before the next is looked for; a crowd is taken in batches, which wakes the
+        transport less often.
+        """
+        taken = self._take_in(1)
+        while has_input(self.socket):
+            if taken >= self._messages_per_turn:
+                return
+            taken += self._take_in(BATCH_MESSAGES)
+        self.unsure = False
+
+    def _take_in(self, messages_max: int) -> int:
         recv, router = self._recv, self.router
-        receive, outbox = router.receive, router.outbox
+        receive = router.receive
         frames_max, bytes_max = self._bounds.frames_max, self._bounds.message_bytes_max
         monotonic = time.monotonic
         if self._oversized is not None:
             if not self._throw_away():
-                return
+                return THROWN_AWAY_FRAMES_MAX
             self._refuse_oversized()
-        for _ in range(messages_max):
+        for number in range(messages_max):
             try:
                 peer = recv(_LAST)
             except zmq.Again:
-                return
+                messages_max = number
+                break
             frames: list[Part] = []
             size = 0
             while True:
@@ -105,18 +111,20 @@ class LaneSocket:
                 if len(frames) > frames_max or size > bytes_max:
                     self._oversized = peer, frames[:4]
                     if frame.more and not self._throw_away():
-                        return
+                        return THROWN_AWAY_FRAMES_MAX
                     self._refuse_oversized()
                     break
                 if not frame.more:
                     receive(peer, frames, size, monotonic())
                     break
-            if outbox:
-                self.flush()
+        if router.outbox:
+            self.flush()
+        return messages_max
 
     def flush(self) -> None:
         """Send the outbox; what cannot be sent is held for a while, or reported to the router, which may add to it."""
         send, outbox, backlog = self._send, self.router.outbox, self._backlog
+        self.unsure = True
         for outgoing in outbox:
             peer, frames, _ = outgoing
             if backlog and peer in backlog:

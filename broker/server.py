@@ -6,6 +6,7 @@ progress on the board. Nothing in it waits: not for a peer, not for a disk.
 
 import os
 import select
+import selectors
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,6 +22,7 @@ from actors.runtime.transport import Admission, Lane, Transport, ZmqContext
 from actors.runtime.version import VERSION
 from broker.config import BrokerConfig
 from broker.events import EventsSocket
+from broker.inlet import AdmissionInlet, Inlet
 from broker.lane import LaneSocket
 from broker.memory import resident_bytes
 from broker.routing import Router
@@ -63,8 +65,8 @@ class Server:
         self._config = runtime.config.section("broker", BrokerConfig)
         self._run_path = os.path.join(arguments.runtime_dir, RUN_FILE)
         self._own = BrokerService(About(os.getpid(), arguments.incarnation, VERSION, now))
-        self._control = self._lane(Lane.CONTROL, CONTROL, now)
-        self._bulk = self._lane(Lane.BULK, BULK, now)
+        self._control = self._lane(Lane.CONTROL, CONTROL, CONTROL_MESSAGES_PER_TURN, now)
+        self._bulk = self._lane(Lane.BULK, BULK, BULK_MESSAGES_PER_TURN, now)
         self._events = EventsSocket(self._control.router.topics)
         self._admission: Admission | None = None
         self._reported = self._hostile_counts()
@@ -95,13 +97,13 @@ class Server:
 
     # --- sockets ----------------------------------------------------------------------------------------------------
 
-    def _lane(self, lane: Lane, bounds: LaneBounds, now: float) -> LaneSocket:
+    def _lane(self, lane: Lane, bounds: LaneBounds, messages_per_turn: int, now: float) -> LaneSocket:
         arguments = self._runtime.arguments
         token = read_or_make_token(arguments.runtime_dir)
         settle_s = SETTLE_S if arguments.incarnation > 1 else 0.0
         router = Router(bounds, token, arguments.incarnation, self._own, now, settle_s)
         self._own.lanes[lane.name.lower()] = router
-        return LaneSocket(lane, bounds, router)
+        return LaneSocket(lane, bounds, router, messages_per_turn)
 
     def _open(self) -> None:
         """Bind everything."""
@@ -113,12 +115,12 @@ class Server:
         self._control.open(self._context, transport, CONTROL_THREAD)
         self._bulk.open(self._context, transport, BULK_THREAD)
         self._events.open(self._context, transport, CONTROL_THREAD)
-        self._poller = zmq.Poller()
-        for socket in (self._control.socket, self._bulk.socket, self._events.socket):
-            self._poller.register(socket, zmq.POLLIN)
-        self._poller.register(self._runtime.wakeup_fd, zmq.POLLIN)
+        self._inlets: list[Inlet] = [self._control, self._bulk, self._events]
         if self._admission is not None:
-            self._poller.register(self._admission.socket, zmq.POLLIN)
+            self._inlets.append(AdmissionInlet(self._admission))
+        self._selector = selectors.DefaultSelector()
+        for descriptor in (self._runtime.wakeup_fd, *(inlet.descriptor for inlet in self._inlets)):
+            self._selector.register(descriptor, selectors.EVENT_READ)
         bound = replace(run, endpoint=self._control.endpoint, bulk=self._bulk.endpoint, events=self._events.endpoint)
         if bound != run:
             write_atomically(self._run_path, bound.to_json().encode(), sync=False)
@@ -129,6 +131,7 @@ class Server:
 
         The context goes too: only then is it certain that the old sockets' paths are unlinked before the new are made.
         """
+        self._selector.close()
         self._context.destroy(linger=0)
         self._control.forget_connections()
         self._bulk.forget_connections()
@@ -138,45 +141,40 @@ class Server:
 
     def _serve(self) -> None:
         """Turn until it is time to leave."""
-        runtime, control, bulk = self._runtime, self._control, self._bulk
+        runtime, publications = self._runtime, self._control.router.publications
+        wait_s = 0.0
         while True:
-            for socket, _ in self._poller.poll(self._timeout_ms()):
-                if socket is control.socket:
-                    control.drain(CONTROL_MESSAGES_PER_TURN)
-                elif socket is bulk.socket:
-                    bulk.drain(BULK_MESSAGES_PER_TURN)
-                else:
-                    self._other_input(socket)
+            ready = {key.fd for key, _ in self._selector.select(wait_s)}
+            for inlet in self._inlets:
+                if inlet.unsure or inlet.descriptor in ready:
+                    inlet.drain()
             runtime.beat()
+            if publications:
+                self._events.publish(publications)
+                publications.clear()
+            if runtime.wakeup_fd in ready:
+                runtime.drain_wakeup()
+                self._tick_at = 0.0
             now = time.monotonic()
-            if control.router.publications:
-                self._events.publish(control.router.publications)
-                control.router.publications.clear()
-            control.turn(now)
-            bulk.turn(now)
-            self._events.replay(now)
-            if now >= self._tick_at:
-                if runtime.stop_requested or runtime.replaced():
+            due_at = self._due_at()
+            if now >= due_at:
+                if now >= self._tick_at and (runtime.stop_requested or runtime.replaced()):
                     return
-                self._tick(now)
+                self._fall_due(now)
+                due_at = self._due_at()
+            wait_s = 0.0 if any(inlet.unsure for inlet in self._inlets) else max(0.0, due_at - now)
 
-    def _other_input(self, socket: object) -> None:
-        if socket is self._events.socket:
-            self._events.drain(time.monotonic())
-        elif socket == self._runtime.wakeup_fd:
-            self._runtime.drain_wakeup()
-            self._tick_at = 0.0
-        elif self._admission is not None:
-            self._admission.handle()
+    def _due_at(self) -> float:
+        """When something has to be done though nothing comes in."""
+        return min(self._control.due_at, self._bulk.due_at, self._events.replay_at, self._tick_at)
 
-    def _timeout_ms(self) -> int:
-        """How long the loop may sleep."""
-        until = min(self._tick_at, self._control.due_at, self._bulk.due_at, self._events.replay_at)
-        return max(0, int((until - time.monotonic()) * 1000) + 1)
-
-    def _tick(self, now: float) -> None:
-        self._tick_at = now + self._runtime.supervision.tick_s
-        self._survive(now)
+    def _fall_due(self, now: float) -> None:
+        self._control.turn(now)
+        self._bulk.turn(now)
+        self._events.replay(now)
+        if now >= self._tick_at:
+            self._tick_at = now + self._runtime.supervision.tick_s
+            self._survive(now)
         if now >= self._look_around_at:
             self._look_around_at = now + LOOK_AROUND_INTERVAL_S
             self._look_around(now)
@@ -214,5 +212,5 @@ class Server:
         return counts
 
     def _set_state(self, state: ProcessState) -> None:
-        self._own.state = state
+        self._own.state = state.value
         self._runtime.set_state(state)
