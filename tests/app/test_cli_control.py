@@ -76,7 +76,14 @@ def test_stop_and_start(relctl: Relctl) -> None:
     launcher(relctl, {"state": "starting", "incarnation": 2}, {"state": "ready", "incarnation": 2})
     assert relctl("--json", "start", "broker").json["state"] == "ready"
     launcher(relctl)
-    assert relctl("start", "broker").out.startswith("broker started in 0 ms"), "it is ready already"
+    assert relctl("start", "broker").out.startswith("broker was ready already, pid ")
+
+
+@pytest.mark.parametrize("command", ["restart", "stop", "start"])
+def test_the_launcher_is_not_one_of_its_own_processes(relctl: Relctl, command: str) -> None:
+    result = relctl(command, "launcher")
+    assert result.code == 2
+    assert "relctl down" in result.err
 
 
 def test_what_does_not_come_about_in_time_is_said(relctl: Relctl) -> None:

@@ -9,6 +9,7 @@ from app.reliability._cli.commands import RelctlCommand, pass_session
 from app.reliability._cli.output import duration
 from app.reliability._cli.session import Session
 from protocol.errors import ErrorCode, LocalError, ReliabilityError
+from protocol.names import LAUNCHER
 
 if TYPE_CHECKING:
     from actors.runtime.liveness import LauncherRecord
@@ -72,6 +73,8 @@ def start(session: Session, name: str) -> None:
 
 def _perform(session: Session, operation: Operation, name: str) -> None:
     """Ask the launcher, wait until the board shows the process in its target state, and say what happened."""
+    if name == LAUNCHER:
+        raise click.UsageError("The launcher stands above all others: `relctl down` and `relctl up` stop and start it.")
     timeout_s = session.timeout_s(CONTROL_TIMEOUT_S)
     began = session.ports.monotonic()
     before = _record(session, name)
@@ -89,7 +92,8 @@ def _perform(session: Session, operation: Operation, name: str) -> None:
     session.output.progress("")
     if last is None or not in_time or last.state != operation.target:
         raise _failure(operation, name, last, took_s)
-    _report(session, operation, last, took_s)
+    already = operation is not RESTART and before is not None and before.state == operation.target
+    _report(session, operation.done if not already else "", last, took_s)
 
 
 def _is_settled(operation: Operation, before: "LauncherRecord | None", now: "LauncherRecord") -> bool:
@@ -146,11 +150,13 @@ def _failure(operation: Operation, name: str, last: "LauncherRecord | None", too
     )
 
 
-def _report(session: Session, operation: Operation, last: "LauncherRecord", took_s: float) -> None:
+def _report(session: Session, done: str, last: "LauncherRecord", took_s: float) -> None:
+    """Say what came of it; nothing was `done` if all was as wanted before."""
     if session.output.json:
         process = {"name": last.name, "state": last.state, "pid": last.pid or None, "incarnation": last.incarnation}
         session.output.document({**process, "took_s": round(took_s, 3)})
         return
     pid = f", pid {last.pid}" if last.pid else ""
     state = session.output.status(last.state)
-    session.output.text(f"{last.name} {operation.done} in {duration(took_s)}: {state}{pid}")
+    what = f"{done} in {duration(took_s)}: {state}" if done else f"was {state} already"
+    session.output.text(f"{last.name} {what}{pid}")

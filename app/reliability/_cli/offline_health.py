@@ -31,10 +31,10 @@ def _checks(reading: BoardReading, absence: ReliabilityError) -> list[dict[str, 
     checks = [_of_process(view, reading.age_s) for view in reading.views]
     if reading.stopped:
         checks = [check if check["status"] == "critical" else check | {"status": "unknown"} for check in checks]
-        return [*checks, _made("system", "unknown", "stopped on purpose")]
+        return [_made("system", "unknown", "stopped on purpose"), *checks]
     if not any(view.pid for view in reading.views):
-        return [*checks, _made("system", "critical", "no process runs, and nobody stopped them on purpose")]
-    return [*checks, _made("system", "warning", f"{absence}; disk, memory and database were not looked at")]
+        return [_made("system", "critical", "no process runs, and nobody stopped them on purpose"), *checks]
+    return [_made("system", "warning", f"{absence}; disk, memory and database were not looked at"), *checks]
 
 
 def _of_process(view: "ProcessView", age_s: float) -> dict[str, Any]:
