@@ -31,7 +31,7 @@ from actors.event_logger.records import (
 )
 from actors.event_logger.store import SCHEMA, EventStore, Stored
 from actors.runtime.actor import Actor, Context
-from actors.runtime.database import PAGE_BYTES, Database, WalState
+from actors.runtime.database import DISK_LEASE_S, PAGE_BYTES, Database, WalState
 from actors.runtime.database_problem import DatabaseError, Problem
 from actors.runtime.liveness import Board
 from actors.runtime.operations import DEFERRED, Operation, Request
@@ -50,8 +50,9 @@ DRAIN_RETRY_S: Final = 1.0
 
 _RETRIED: Final = frozenset({Problem.LOCKED, Problem.REPLACED})
 """Troubles that pass by themselves within a caller's patience."""
+_CONTAINED: Final = "contained in message, component, type or attributes, in any case"
 _FILTERS: Final = {
-    "text": "str? contained in message, component, type or attributes, in any case",
+    "text": f"str? {_CONTAINED}",
     "component": "str?",
     "since": "str? RFC 3339",
     "until": "str? RFC 3339",
@@ -103,7 +104,7 @@ class EventLogger(Actor):
 
     def operations(self) -> Sequence[Operation]:
         """Return what it answers."""
-        search = _FILTERS | {"text": _FILTERS["text"].replace("?", "", 1)}
+        search = _FILTERS | {"text": f"str {_CONTAINED}"}
         return (
             Operation("emit", "Write one event; answered once it is committed.", _EVENT, self._emit),
             Operation(
@@ -172,7 +173,7 @@ class EventLogger(Actor):
         if group:
             events = [event for pending in group for event in pending.events]
             done = partial(self._on_committed, group)
-            self._context.submit(self._store.append, events, ATTEMPT_PATIENCE_S, what="commit events", on_done=done)
+            self._write("commit events", done, self._store.append, events, ATTEMPT_PATIENCE_S)
 
     def _on_committed(self, group: list[Pending[Request]], outcome: Any) -> None:
         self._note(outcome)
@@ -184,8 +185,11 @@ class EventLogger(Actor):
             results = iter(outcome)
             for pending in group:
                 _acknowledge(pending.waiter, list(islice(results, len(pending.events))))
-            self._publish(outcome)
+            self._on_stored(outcome)
         self._pump()
+
+    def _write(self, what: str, on_done: Callable[[Any], None], function: Callable[..., Any], *arguments: Any) -> None:
+        self._context.submit(function, *arguments, what=what, on_done=on_done, lease_cap_s=DISK_LEASE_S)
 
     # --- journals ---
 
@@ -199,17 +203,19 @@ class EventLogger(Actor):
     def _submit_drain(self, sizes: dict[str, int]) -> None:
         self._draining = True
         done = partial(self._on_drained, sizes)
-        self._context.submit(self._journals.drain, self._wall_ms(), what="drain journals", on_done=done)
+        self._write("drain journals", done, self._journals.drain, self._wall_ms())
 
     def _on_drained(self, sizes: dict[str, int], outcome: Any) -> None:
         self._draining = False
+        self._drain_again_at = self._context.now() + DRAIN_RETRY_S
+        if isinstance(outcome, OSError):  # of the journals' own file system
+            return
         self._note(outcome)
         if isinstance(outcome, Drained):
+            self._drain_again_at = 0.0
             self._drained_sizes = None if outcome.more else sizes
             self._refused_entries += outcome.refused
-            self._publish(outcome.stored)
-        else:
-            self._drain_again_at = self._context.now() + DRAIN_RETRY_S
+            self._on_stored(outcome.stored)
 
     # --- reading ---
 
@@ -255,7 +261,6 @@ class EventLogger(Actor):
         for read in early or ():
             read()
         self._problem = outcome if isinstance(outcome, DatabaseError) else None
-        self._wal.committed(self._store.database.wal_pages)
         match self._trouble.note(failed=self._problem is not None, now=self._context.now()):
             case Trouble.BEGAN if self._problem is not None:
                 message = f"events cannot be written: {self._problem.message}"
@@ -298,14 +303,16 @@ class EventLogger(Actor):
 
     # --- followers ---
 
-    def _publish(self, stored: Sequence[Stored]) -> None:
-        new = [item for item in stored if item.new and item.seq is not None]
+    def _on_stored(self, stored: Sequence[Stored]) -> None:
+        """Take in a commit: how far the log and the WAL go now, and what followers may be sent."""
+        new = [(item.seq, item.event) for item in stored if item.new and item.seq is not None]
         if not new:
             return
-        self._last_seq = new[-1].seq or self._last_seq
-        for item in new[: self._budget.take(len(new), self._context.now())]:
+        self._wal.committed(self._store.database.wal_pages)
+        self._last_seq = new[-1][0]
+        for seq, event in new[: self._budget.take(len(new), self._context.now())]:
             try:
-                self._context.publish(topic_of(item.event.component), event_document(item.seq or 0, item.event))
+                self._context.publish(topic_of(event.component), event_document(seq, event))
             except ProtocolError:  # too large to be published: followers fetch it
                 continue
 

@@ -55,7 +55,7 @@ class JournalDrain:
                 for entry in entries:
                     if entry.name.endswith((_SUFFIX, _TURNED_OVER_SUFFIX)):
                         sizes[entry.name] = entry.stat().st_size
-        except FileNotFoundError:  # the directory, or a file that was just turned over
+        except OSError:  # no directory, or a file that was just turned over
             return {}
         return sizes
 
@@ -63,7 +63,7 @@ class JournalDrain:
         """Commit what the journals hold beyond what is in the tables.
 
         Raises:
-            DatabaseError: nothing of it is stored; the next drain begins at the same place.
+            DatabaseError, OSError: nothing of it is stored; the next drain begins at the same place.
         """
         if self._book is None:
             self._book = JournalBook(self._store.positions(DRAIN_PATIENCE_S), boot_id())

@@ -12,7 +12,7 @@ from actors.health_monitor.queries import HISTORY_ROWS_MAX, read_history
 from actors.health_monitor.store import SCHEMA, HealthStore, HistoryRow
 from actors.runtime.actor import Actor, Context
 from actors.runtime.board_view import ProcessView, check_of, snapshot
-from actors.runtime.database import Database
+from actors.runtime.database import DISK_LEASE_S, Database
 from actors.runtime.database_problem import DatabaseError
 from actors.runtime.liveness import Board
 from actors.runtime.operations import DEFERRED, Operation, Request
@@ -71,7 +71,14 @@ class HealthMonitor(Actor):
         history = {"name": "str? of a check", "limit": f"int? rows, at most {HISTORY_ROWS_MAX}"}
         return (
             Operation("health", "Return how every check stands.", {}, self._health),
-            Operation("history", "Return how checks stood, the newest first.", history, self._history, blocking=True),
+            Operation(
+                "history",
+                "Return how checks stood, the newest first.",
+                history,
+                self._history,
+                blocking=True,
+                lease_cap_s=DISK_LEASE_S,
+            ),
         )
 
     def on_start(self, context: Context) -> None:
@@ -117,14 +124,17 @@ class HealthMonitor(Actor):
     # --- requests ---
 
     def _health(self, request: Request) -> object:
-        if not self._core.is_complete and self._context.now() < self._patient_until:
+        if self._is_new(self._context.now()):
             self._early.append(request)
             return DEFERRED
         return self._report()
 
+    def _is_new(self, now: float) -> bool:
+        """Whether first results are still to come: until then nothing is told."""
+        return not self._core.is_complete and now < self._patient_until
+
     def _answer_early(self, now: float) -> None:
-        """Answer those who asked before the first results: a monitor that just began does not know nothing for long."""
-        if self._early and (self._core.is_complete or now >= self._patient_until):
+        if self._early and not self._is_new(now):
             early, self._early = self._early, []
             for request in early:
                 request.reply(self._report())
@@ -151,16 +161,16 @@ class HealthMonitor(Actor):
         self._look_at_processes_at = now + self._config.process_interval_s
         views = snapshot(self._board, int(now * 1000))
         changes = []
+        names = set()
         for view in views:
-            changes += self._core.pushed(self._process_spec(view.name), _observe_process(view), now)
-        names = {view.name for view in views}
+            name = view.name if view.name not in self._checks else f"process {view.name}"
+            names.add(name)
+            spec = CheckSpec(name, self._config.process_interval_s, self._config.check_timeout_s)
+            changes += self._core.pushed(spec, _observe_process(view), now)
         for name in self._processes - names:
             self._core.forget(name)
         self._processes = names
         self._keep(changes)
-
-    def _process_spec(self, name: str) -> CheckSpec:
-        return CheckSpec(name, self._config.process_interval_s, self._config.check_timeout_s)
 
     # --- what follows from a change ---
 
@@ -189,6 +199,8 @@ class HealthMonitor(Actor):
 
     def _publish(self) -> None:
         now = self._context.now()
+        if self._is_new(now):
+            return
         self._published_at = now
         self._context.publish(TOPIC, self._core.report(now))
 
@@ -212,7 +224,12 @@ class HealthMonitor(Actor):
         self._writing = [self._rows.popleft() for _ in range(min(len(self._rows), ROWS_WRITTEN_MAX))]
         keep_from_ms = self._wall_ms() - int(self._config.history_days * _DAY_MS)
         self._context.submit(
-            self._store.record, self._writing, keep_from_ms, what="record health", on_done=self._on_written
+            self._store.record,
+            self._writing,
+            keep_from_ms,
+            what="record health",
+            on_done=self._on_written,
+            lease_cap_s=DISK_LEASE_S,
         )
 
     def _on_written(self, outcome: Any) -> None:

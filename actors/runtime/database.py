@@ -37,6 +37,8 @@ PATIENCE_S: Final = 5.0
 TRANSACTION_S_MAX: Final = 2.0
 READ_S_MAX: Final = 3.0
 """A read pins the WAL: checkpoints cannot pass it."""
+DISK_LEASE_S: Final = 300.0
+"""Lease of a worker thread that uses a database: disks were seen to stall for two minutes, and no kill helps then."""
 BACKOFF_S_MIN: Final = 0.002
 BACKOFF_S_MAX: Final = 0.25
 PAGE_BYTES: Final = 4096

@@ -82,9 +82,9 @@ def test_this_machine_is_judged_whole(scene: Scene) -> None:
     assert [check["name"] for check in report["checks"]] == names
     assert all(set(check) == {"name", "status", "message", "value", "unit", "age_s"} for check in report["checks"])
     assert report["checks"][2]["status"] == report["checks"][3]["status"] == "ok"
-    topic, value = monitor.published[-1]
+    topic, value = monitor.published[0]
     assert topic == "state.health"
-    assert value["status"] == report["status"]
+    assert value["status"] == report["status"], "nothing is told before the first results"
 
 
 def test_the_first_answer_waits_for_the_first_results_but_not_for_one_that_hangs(
@@ -161,11 +161,13 @@ def test_a_check_that_fails_is_unknown_and_runs_again(scene: Scene) -> None:
 def test_processes_come_from_the_board(scene: Scene) -> None:
     scene.put("broker", "ready")
     scene.put("updater", "quarantined", slot=5)
-    monitor = scene.start([])
+    scene.put("memory", "ready", slot=6)
+    monitor = scene.start([(spec("memory"), lambda: Observation("plenty"))])
     monitor.until(lambda: status_of(monitor, "broker") == "ok")
     report = monitor.call("health")
     assert (report["status"], report["degraded"]) == ("critical", ["updater"])
-    assert "quarantined after 3 restarts: crashed" in report["checks"][1]["message"]
+    assert [check["name"] for check in report["checks"]] == ["memory", "broker", "updater", "process memory"]
+    assert "quarantined after 3 restarts: crashed" in report["checks"][2]["message"]
     scene.put("updater", "ready", slot=5)
     assert monitor.call("health")["status"] == "ok", "the answer is of now, not of the last look"
     assert monitor.logged == [], "launcher and watchdog log it themselves"
