@@ -82,17 +82,15 @@ class PortableProcess:
         if not self.identity.is_running():
             return
         try:
-            found = psutil.Process(self.identity.pid).children(recursive=True)
-            spared = _own_tree()
+            found = _descendants(psutil.Process(self.identity.pid))
         except psutil.Error:
             return
-        self._tree += [process for process in found if process not in self._tree and process not in spared]
+        self._tree += [process for process in found if process not in self._tree]
 
     def _kill_rest(self) -> None:
         """Kill what is left of the group and of the remembered tree; on Windows, of the orphans too."""
         if sys.platform == "win32":
-            spared = _own_tree()
-            self._tree += [process for process in _orphans(self.identity) if process not in spared]
+            self._tree += _orphans(self.identity)
         elif self._owns_number():
             self._signal_group(signal.SIGKILL)
         for process in self._tree:
@@ -155,10 +153,14 @@ def _started(command: list[str], stderr_path: str) -> PortableProcess:
     return PortableProcess(identity_of(child.pid) or ProcessIdentity(child.pid, 0, boot_id()), child)
 
 
-def _own_tree() -> list[psutil.Process]:
-    """Return this launcher and its own: a survivor that started it is its parent, and they are not that one's tree."""
+def _descendants(root: psutil.Process) -> list[psutil.Process]:
+    """Return who descends from `root`, without this launcher and its own: a survivor that started it is its parent."""
+    found: list[psutil.Process] = root.children(recursive=True)
     launcher = psutil.Process()
-    return [launcher, *launcher.children(recursive=True)]
+    if launcher not in found:
+        return found
+    spared = [launcher, *launcher.children(recursive=True)]
+    return [process for process in found if process not in spared]
 
 
 def _orphans(parent: ProcessIdentity) -> list[psutil.Process]:
@@ -166,5 +168,7 @@ def _orphans(parent: ProcessIdentity) -> list[psutil.Process]:
     return [
         process
         for process in psutil.process_iter(["ppid", "create_time"])
-        if process.info["ppid"] == parent.pid and round(process.info["create_time"] * 100) >= parent.start_time
+        if process.info["ppid"] == parent.pid
+        and process.pid != os.getpid()
+        and round(process.info["create_time"] * 100) >= parent.start_time
     ]

@@ -219,7 +219,7 @@ class PosixControl:
         except SystemExit as request:
             code = request.code if isinstance(request.code, int) else EXIT_CRASHED
         except BaseException:  # noqa: BLE001 - nothing of the launcher's stack above may run in the child
-            traceback.print_exc()
+            os.write(2, traceback.format_exc().encode(errors="replace"))
         finally:
             os._exit(code)
 

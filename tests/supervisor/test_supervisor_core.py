@@ -86,7 +86,7 @@ def test_every_state_can_be_left_and_every_change_keeps_processes_and_states_tog
 
 def test_a_change_that_the_table_does_not_know_is_a_defect() -> None:
     core = running("a")
-    with pytest.raises(RuntimeError, match="a: .* cannot happen in ready"):
+    with pytest.raises(RuntimeError, match="cannot happen in ready"):
         core.children["a"].move(Event.START, 1.0)
 
 
