@@ -70,7 +70,9 @@ def run(arguments: Sequence[str], ports: Ports | None = None) -> int:
     except ReliabilityError as error:
         output.error(error)
         return HEALTH_UNKNOWN if health else error.exit_code
-    except (click.Abort, KeyboardInterrupt):
+    except KeyboardInterrupt:
+        if sys.stderr.isatty():
+            click.echo(err=True)  # behind the ^C that the terminal shows
         return HEALTH_UNKNOWN if health else EXIT_INTERRUPTED
     except BrokenPipeError:
         # Whoever read has seen enough. The stream is flushed once more at the end; that must not complain.

@@ -169,7 +169,7 @@ def test_restart_status_of_one_tells_the_story(relctl: Relctl) -> None:
     assert "hung: frozen (stopped by a signal)\n" in text
     assert "ready again after 5.2 s, signal 9, life 2\n" in text
     assert str(relctl.runtime_dir / "evidence" / "broker-2.txt") in text
-    assert "not ready again since, exit code 0, life 1, by hand, not charged" in text
+    assert "\n                     exit code 0, life 1, by hand, not charged\n" in text
 
 
 def test_restart_status_of_an_unknown_name(relctl: Relctl) -> None:

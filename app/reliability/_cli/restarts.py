@@ -124,7 +124,7 @@ def _story(session: Session, process: dict[str, Any], record: "LauncherRecord | 
 def _restart(session: Session, entry: dict[str, Any]) -> list[str]:
     """Return the lines on one restart."""
     recovery_ms = entry["recovery_ms"]
-    back = f"ready again after {duration(recovery_ms / 1000)}" if recovery_ms is not None else "not ready again since"
+    back = f"ready again after {duration(recovery_ms / 1000)}" if recovery_ms is not None else ""
     charge = "by hand, not charged" if entry.get("manual") else "not charged" if entry.get("charged") is False else ""
     head = f"{local_time(entry['timestamp'])}  {session.output.style(printable(entry['reason']), bold=True)}"
     ended = [f"exit code {entry['exit_code']}"] if entry["exit_code"] is not None else []
