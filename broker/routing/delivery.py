@@ -112,10 +112,6 @@ class Delivery:
             message = "it was answered before, and the answer was too large to keep"
             body = error_body(request_id, ErrorInfo(ErrorCode.FAILED, message, "Ask under a new id."))
         self.counters.replayed += 1
-        self.deliver(peer, name, body)
-
-    def deliver(self, peer: bytes, name: bytes, body: list[Part]) -> None:
-        """Answer one request."""
         self.counters.delivered += 1
         self.outbox.append((peer, reply(name, body), True))
 

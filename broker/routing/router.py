@@ -27,7 +27,7 @@ from broker.routing.delivery import Delivery, Fate, Outgoing
 from broker.routing.headers import content_of, read_request_header
 from broker.routing.management import BrokerService
 from broker.routing.registry import NotLater, Refusal, Registry, Worker
-from broker.routing.requests import NO_ID, Part, Request, error_body
+from broker.routing.requests import NO_ID, Part, Request, error_body, reply
 from broker.routing.topics import Topics
 from protocol import limits, mdp
 from protocol.codec import pack
@@ -231,7 +231,8 @@ class Router:
         if type(name) is not bytes:
             name = b""
         if name.startswith(_MANAGEMENT_PREFIX):
-            delivery.deliver(peer, name, self._own.manage(self, name, body, now))
+            self.counters.delivered += 1
+            self.outbox.append((peer, reply(name, self._own.manage(self, name, body, now)), True))
             return
         request_id = NO_ID
         try:
@@ -245,11 +246,12 @@ class Router:
         if deadline_ms / 1000 <= now:
             delivery.refuse_expired(peer, name, request_id)
             return
+        self.counters.delivered += 1
         try:
             answer = [ReplyHeader(request_id).encode(), pack(self._own.answer(op, now))]
         except RemoteError as error:
             answer = error_body(request_id, error.info())
-        delivery.deliver(peer, name, answer)
+        self.outbox.append((peer, reply(name, answer), True))
 
     # --- workers ----------------------------------------------------------------------------------------------------
 
