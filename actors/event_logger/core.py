@@ -20,9 +20,11 @@ BATCH_BYTES_MAX: Final = 2 * MIB
 PENDING_EVENTS_MAX: Final = 20_000
 PENDING_BYTES_MAX: Final = 8 * MIB
 ATTEMPT_PATIENCE_S: Final = 0.5
-"""Patience of one attempt while somebody else holds the write lock; callers with time left are tried again."""
+"""Patience of one attempt to write while somebody else holds the write lock; who has time left is tried again."""
 ANSWER_MARGIN_S: Final = 0.1
 """What an error needs to reach its caller before the caller's deadline."""
+RETRY_S: Final = 2 * ATTEMPT_PATIENCE_S + ANSWER_MARGIN_S
+"""Time that one more attempt takes at most: a drain of the journals may come before it."""
 
 CHECKPOINT_PAGES: Final = 1000
 """A backlog that is checkpointed at once."""
@@ -116,9 +118,8 @@ class GroupCommit(Generic[Waiter]):
         With `retry` those that have time for one more attempt are queued again, in their old place.
         """
         group, self._in_flight = self._in_flight, []
-        patient = now + ATTEMPT_PATIENCE_S + ANSWER_MARGIN_S
-        again = [pending for pending in group if retry and pending.deadline > patient]
-        told = [pending for pending in group if not (retry and pending.deadline > patient)]
+        again = [pending for pending in group if retry and pending.deadline > now + RETRY_S]
+        told = [pending for pending in group if not (retry and pending.deadline > now + RETRY_S)]
         self._queue.extendleft(reversed(again))
         self._discharge(told)
         return told

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import BinaryIO, Final
 
-from actors.event_logger.core import JournalBook, JournalFile, Position
+from actors.event_logger.core import ATTEMPT_PATIENCE_S, JournalBook, JournalFile, Position
 from actors.event_logger.records import Event, JournalEntry, derived_id, parse_journal_entries
 from actors.event_logger.store import DrainBatch, EventStore, Stored
 from actors.runtime.identity import boot_id
@@ -17,7 +17,6 @@ from protocol.severity import Severity
 
 DRAIN_BYTES_MAX: Final = MIB
 """No further file is begun past this, so that a transaction stays short; the journals bound each file."""
-DRAIN_PATIENCE_S: Final = 2.0
 _HEAD_BYTES: Final = 128
 _SUFFIX: Final = ".jsonl"
 _TURNED_OVER_SUFFIX: Final = ".jsonl.1"
@@ -66,7 +65,7 @@ class JournalDrain:
             DatabaseError, OSError: nothing of it is stored; the next drain begins at the same place.
         """
         if self._book is None:
-            self._book = JournalBook(self._store.positions(DRAIN_PATIENCE_S), boot_id())
+            self._book = JournalBook(self._store.positions(ATTEMPT_PATIENCE_S), boot_id())
         book = self._book
         entries: list[JournalEntry] = []
         positions: list[Position] = []
@@ -93,7 +92,7 @@ class JournalDrain:
         entries += [JournalEntry(_lost_event(position, now_ms)) for position in gone if book.is_lossy(position)]
         stored: list[Stored] = []
         if entries or positions or gone:
-            stored = self._store.drain(DrainBatch(entries, positions, gone), DRAIN_PATIENCE_S)
+            stored = self._store.drain(DrainBatch(entries, positions, gone), ATTEMPT_PATIENCE_S)
             book.keep(positions)
             book.drop(gone)
         return Drained(stored, refused, more)

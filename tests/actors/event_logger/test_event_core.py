@@ -75,7 +75,7 @@ def test_an_expired_request_is_not_begun() -> None:
 
 def test_after_a_lock_those_with_time_left_are_tried_again_first_and_the_others_told() -> None:
     commit: GroupCommit[str] = GroupCommit()
-    for waiter, deadline in (("patient", 5.0), ("hasty", 0.6), ("also", 5.0)):
+    for waiter, deadline in (("patient", 5.0), ("hasty", 1.5), ("also", 5.0)):
         commit.offer(events(), waiter, deadline)
     commit.begin(0)
     commit.offer(events(), "next", 5.0)

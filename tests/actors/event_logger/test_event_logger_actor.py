@@ -167,7 +167,7 @@ def test_a_frozen_lock_holder_costs_one_clear_error_in_time_and_nothing_else(
             Journal(str(tmp_path / "journal"), "watchdog").append(
                 new_entry("event", severity="WARN", component="watchdog", event_type="t", message="journalled")
             )
-            hasty = logger.ask("emit", timeout_s=1.0, **EVENT, message="hasty")
+            hasty = logger.ask("emit", timeout_s=2.0, **EVENT, message="hasty")
             patient = logger.ask("emit", timeout_s=30.0, **EVENT, message="patient")
             logger.until(lambda: hasty.done)
             assert hasty.error is not None
