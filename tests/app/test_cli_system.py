@@ -173,6 +173,18 @@ def test_up_in_the_foreground_becomes_the_launcher() -> None:
         assert system.launcher.wait(20) == 0
 
 
+def test_a_start_during_a_stop_waits_for_its_end() -> None:
+    with running() as system:
+        assert system.launcher is not None
+        system.launcher.send_signal(signal.SIGTERM)
+        wait_until(lambda: system.board.stopping, 5, "the stop has begun", interval_s=0.001)
+        started = ask(system, "up", "--detach", "--config", str(system.data_dir / "reliability.toml"))
+        assert started["already_running"] is False
+        assert system.launcher.wait(5) == 0
+        assert {process["state"] for process in ask(system, "ps")["processes"]} == {"ready"}
+        system.stop()
+
+
 def test_a_start_that_fails_says_why() -> None:
     with running(start=False, config="restart_maximum = 3\n") as system:
         config = str(system.data_dir / "reliability.toml")

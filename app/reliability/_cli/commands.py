@@ -39,8 +39,8 @@ def remember(context: click.Context, parameter: click.Parameter, value: Any) -> 
 
 def global_options() -> list[click.Parameter]:
     """Return the options that stand before a command's name as well as after it."""
-    flags: dict[str, Any] = {"is_flag": True, "default": None, "expose_value": False, "callback": remember}
     valued: dict[str, Any] = {"default": None, "expose_value": False, "callback": remember}
+    flag: dict[str, Any] = {"is_flag": True, **valued}
     return [
         click.Option(
             ["--data-dir"], metavar="DIR", help="Data directory [default: RELCTL_DATA_DIR, else ./data].", **valued
@@ -52,9 +52,9 @@ def global_options() -> list[click.Parameter]:
             help="How long to wait.",
             **valued,
         ),
-        click.Option(["--json"], help="Write JSON, errors too.", **flags),
-        click.Option(["--no-color"], help="No colour, not even on a terminal (as NO_COLOR).", **flags),
-        click.Option(["-q", "--quiet"], help="Say nothing but errors; the exit code tells.", **flags),
+        click.Option(["--json"], help="Write JSON, errors too.", **flag),
+        click.Option(["--no-color"], help="No colour, not even on a terminal (as NO_COLOR).", **flag),
+        click.Option(["-q", "--quiet"], help="Say nothing but errors; the exit code tells.", **flag),
     ]
 
 
@@ -64,7 +64,6 @@ class RelctlCommand(click.Command):
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         """Add the global options behind the command's own."""
         keywords["params"] = [*(keywords.get("params") or []), *global_options()]
-        keywords.setdefault("context_settings", {"help_option_names": ["-h", "--help"]})
         super().__init__(*arguments, **keywords)
 
 

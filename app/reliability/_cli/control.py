@@ -123,7 +123,7 @@ def _somebody_runs(session: Session) -> bool:
     from app.reliability._cli.offline import read_board
 
     reading = read_board(session)
-    return reading is not None and any(view.pid for view in reading.views)
+    return reading is not None and reading.anybody_runs
 
 
 def _record(session: Session, name: str) -> "LauncherRecord | None":

@@ -20,12 +20,17 @@ class BoardReading:
     Attributes:
         views: every process of the system.
         age_s: time since the last sign of life of any of them.
-        stopped: whether it was stopped on purpose, and nobody runs any more.
+        stopping: whether a deliberate stop has begun.
     """
 
     views: "list[ProcessView]"
     age_s: float
-    stopped: bool
+    stopping: bool
+
+    @property
+    def anybody_runs(self) -> bool:
+        """Whether any process of the system runs."""
+        return any(view.pid for view in self.views)
 
 
 def read_board(session: Session) -> BoardReading | None:
@@ -39,9 +44,7 @@ def read_board(session: Session) -> BoardReading | None:
         now_ms = session.now_ms()
         views = snapshot(board, now_ms)
         last_ms = max((slot.read_beat().tick_ms for slot, _ in board.occupied()), default=now_ms)
-        return BoardReading(
-            views, max(0, now_ms - last_ms) / 1000, board.stopping and not any(view.pid for view in views)
-        )
+        return BoardReading(views, max(0, now_ms - last_ms) / 1000, board.stopping)
 
 
 def database(session: Session, absence: "ReliabilityError") -> tuple[str, float]:

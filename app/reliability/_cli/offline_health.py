@@ -29,10 +29,10 @@ def offline_health(session: Session, absence: ReliabilityError) -> tuple[dict[st
 
 def _checks(reading: BoardReading, absence: ReliabilityError) -> list[dict[str, Any]]:
     checks = [_of_process(view, reading.age_s) for view in reading.views]
-    if reading.stopped:
+    if reading.stopping and not reading.anybody_runs:
         checks = [check if check["status"] == "critical" else check | {"status": "unknown"} for check in checks]
         return [_made("system", "unknown", "stopped on purpose"), *checks]
-    if not any(view.pid for view in reading.views):
+    if not reading.anybody_runs:
         return [_made("system", "critical", "no process runs, and nobody stopped them on purpose"), *checks]
     return [_made("system", "warning", f"{absence}; disk, memory and database were not looked at"), *checks]
 

@@ -56,8 +56,8 @@ def _offline_report(
     history = queries.read_restarts(path, name)
     for process, entries in _undrained(session.runtime_dir()).items():
         if name is None or process == name:
-            known = {entry["incarnation"] for entry in history.get(process, [])}
-            fresh = [entry for entry in entries if entry["incarnation"] not in known]
+            known = {(entry["incarnation"], entry["timestamp"]) for entry in history.get(process, [])}
+            fresh = [entry for entry in entries if (entry["incarnation"], entry["timestamp"]) not in known]
             history[process] = [*fresh, *history.get(process, [])]
     return {**queries.restart_status(records, history, name), **label(age_s)}
 
@@ -68,10 +68,12 @@ def _undrained(runtime_dir: str) -> dict[str, list[dict[str, Any]]]:
     from actors.runtime.paths import JOURNAL_DIR
 
     entries = list(Journal(os.path.join(runtime_dir, JOURNAL_DIR), LAUNCHER).entries())
-    recoveries = {entry.get("restart_id"): entry.get("recovery_ms") for entry in entries if entry["kind"] == "recovery"}
+    recoveries = {
+        entry.get("restart_id"): entry.get("recovery_ms") for entry in entries if entry.get("kind") == "recovery"
+    }
     found: dict[str, list[dict[str, Any]]] = {}
     for entry in reversed(entries):
-        if entry["kind"] == "restart":
+        if entry.get("kind") == "restart":
             same = ("reason", "exit_code", "signal", "incarnation", "charged", "manual", "evidence")
             restart = {"timestamp": entry["at"], "recovery_ms": recoveries.get(entry["id"])}
             found.setdefault(entry["name"], []).append(restart | {key: entry.get(key) for key in same})

@@ -40,7 +40,9 @@ def up(session: Session, detach: bool, config: str | None, portable: bool) -> No
     if not detach:
         _become(command)
     reading = read_board(session)
-    if reading is not None and _launcher(reading) is not None:
+    if reading is not None and reading.stopping:
+        _await_stop(session)
+    elif reading is not None and _launcher(reading) is not None:
         _report(session, reading, 0.0, already_running=True)
         return
     began = session.ports.monotonic()
@@ -49,6 +51,19 @@ def up(session: Session, detach: bool, config: str | None, portable: bool) -> No
     not_ready = [view for view in reading.views if view.state != "ready"]
     if not_ready:
         raise _not_whole(not_ready)
+
+
+def _await_stop(session: Session) -> None:
+    """Wait until a stop that is under way is over, since who starts after it wants to have it running.
+
+    Raises:
+        LocalError: it takes too long.
+    """
+    session.output.progress("Waiting for the stop that is under way ...")
+    timeout_s = session.timeout_s(START_TIMEOUT_S)
+    if not session.wait_until(lambda: (reading := read_board(session)) is None or not reading.anybody_runs, timeout_s):
+        message = f"the system is still being stopped after {duration(timeout_s)}"
+        raise LocalError(ErrorCode.DEADLINE_PASSED, message, "`relctl down` ends it whatever happens.")
 
 
 def launcher_command(data_dir: str, config: str | None, *, portable: bool) -> list[str]:
