@@ -40,6 +40,8 @@ LATE_TURN_S: Final = 1.0
 """After a turn this late (frozen, suspended) the loop asks first whether it was replaced meanwhile."""
 UNREGISTERED_GRACE_S: Final = 2.0
 """An actor that cannot reach the broker for so long is ready nevertheless: its own work does not need the broker."""
+FIRST_TICK_S: Final = 0.05
+"""The first tick comes when an actor that could register has done so: nothing else delays its first answer."""
 DRAIN_TURN_S: Final = 0.05
 DRAIN_SHARE: Final = 0.8
 """Part of the stop timeout that may be spent on draining; the rest is for leaving."""
@@ -211,7 +213,8 @@ class ActorLoop:
         self._connections: list[BrokerConnection] = []
         self._subscriber: Subscriber | None = None
         self._states: dict[bytes, bytes] = {}
-        self._started_at = self._turn_at = self._tick_at = time.monotonic()
+        self._started_at = self._turn_at = time.monotonic()
+        self._tick_at = self._started_at + FIRST_TICK_S
         self._state = ProcessState.STARTING
         self._drain_until: float | None = None
 

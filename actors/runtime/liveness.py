@@ -171,6 +171,13 @@ class Beat:
 Record = TypeVar("Record", ProcessRecord, LauncherRecord, WatchdogRecord)
 
 
+_SHAPES: Final[dict[type, "tuple[int, attrgetter[Any]]"]] = {
+    kind: (len(fields(kind)), attrgetter(*(field.name for field in fields(kind))))
+    for kind in (ProcessRecord, LauncherRecord, WatchdogRecord)
+}
+"""Per record: how many fields it has, and what gets their values. Made once: a board has hundreds of areas."""
+
+
 class RecordArea(Generic[Record]):
     """Two buffers and an index for one record type; one writer, any number of readers."""
 
@@ -182,9 +189,7 @@ class RecordArea(Generic[Record]):
         self._index = view[index_offset : index_offset + 8].cast("Q")
         self._buffers = ((first, second), (second, end))
         self._kind: type[Record] = kind
-        names = [field.name for field in fields(kind)]
-        self._field_count = len(names)
-        self._values = attrgetter(*names)
+        self._field_count, self._values = _SHAPES[kind]
 
     def write(self, record: Record) -> None:
         """Make `record` the current one. Only the area's owner calls this."""
