@@ -184,7 +184,7 @@ class _Check:
         """Take in that the present run hangs."""
         since = self.running_since if self.running_since is not None else now
         message = f"the check has not come back for {now - since:.0f} s"
-        self._observation = Observation(message, now - since, "s")
+        self._observation = Observation(message, round(now - since, 1), "s")
         self.observed_at = now
         return self._settle(self.spec.hung_status, now)
 
