@@ -28,7 +28,7 @@ def call_launcher(run: RunInfo, op: str, timeout_s: float, **arguments: Any) -> 
         RemoteError: what the launcher answered.
     """
     deadline = time.monotonic() + timeout_s
-    request = {"op": op, "user": _user(), **arguments}
+    request = {"op": op, "user": caller_name(), **arguments}
     if run.control.startswith(TCP_PREFIX):
         request["token"] = _token(run)
     try:
@@ -86,7 +86,8 @@ def _parse(line: bytes) -> dict[str, Any]:
         raise RemoteError(ErrorCode.FAILED, "the launcher's answer makes no sense", "") from None
 
 
-def _user() -> str:
+def caller_name() -> str:
+    """Return who runs this program, for the audit trail; empty if the environment does not say."""
     return os.environ.get("SUDO_USER") or os.environ.get("USER") or os.environ.get("USERNAME") or ""
 
 

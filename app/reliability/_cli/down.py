@@ -1,6 +1,5 @@
 """`relctl down`: stop everything, whoever started it, also when the launcher is dead or hangs."""
 
-import getpass
 import json
 import os
 import signal
@@ -141,6 +140,7 @@ def _end_each(session: Session, population: _Population, why: str, end: float) -
 
 def _forbid_restoring(session: Session, why: str) -> None:
     """Say on the board and in files that this stop is meant: survivors and thawed processes obey."""
+    from actors.runtime.control_client import caller_name
     from actors.runtime.journal import Journal, new_entry
     from actors.runtime.paths import JOURNAL_DIR, STOP_MARKER_FILE, write_atomically
 
@@ -148,7 +148,7 @@ def _forbid_restoring(session: Session, why: str) -> None:
     if board is not None:
         with board:
             board.stopping = True
-    user = getpass.getuser()
+    user = caller_name() or "an unnamed user"
     runtime_dir = session.runtime_dir()
     entry = new_entry(
         "event",
@@ -159,7 +159,7 @@ def _forbid_restoring(session: Session, why: str) -> None:
         attributes={"user": user},
     )
     Journal(os.path.join(runtime_dir, JOURNAL_DIR), "relctl").append(entry)
-    marker = json.dumps({"at": entry["at"], "by": f"relctl down, user {user}"}).encode()
+    marker = json.dumps({"at": entry["at"], "by": f"relctl down by {user}"}).encode()
     write_atomically(os.path.join(runtime_dir, STOP_MARKER_FILE), marker, sync=False)
     on_disk = os.path.join(session.data_dir, STOP_MARKER_FILE)
     durable = threading.Thread(target=write_atomically, args=(on_disk, marker), kwargs={"sync": True}, daemon=True)

@@ -132,7 +132,7 @@ class Printer:
         self._offline = False
 
     def show(self, page: Page) -> None:
-        """Show one page; for people, say once when the files begin to answer and when that is over."""
+        """Show one page; for people, say so when the files begin to answer."""
         if self._output.json:
             mark = label(page.age_s) if page.absence is not None else {}
             for event in page.events:
