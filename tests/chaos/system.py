@@ -13,12 +13,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from actors.runtime.control_client import call_launcher
-from app.reliability.client import Client
-
 from actors.runtime import paths
+from actors.runtime.control_client import call_launcher
 from actors.runtime.identity import ProcessIdentity, boot_id, start_time_of
 from actors.runtime.liveness import Board, BoardError
+from app.reliability.client import Client
 from protocol.errors import ReliabilityError
 
 ROOT = Path(__file__).parents[2]
@@ -62,6 +61,8 @@ class System:
             command += ["--config", str(self.data_dir / paths.CONFIG_FILE)]
         if self.portable:
             command.append("--portable")
+        if self.launcher is not None:
+            self.launcher.wait()
         with open(self.data_dir / "launcher.out", "ab") as output:
             self.launcher = subprocess.Popen(
                 command, env=self.environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd="/"
@@ -211,6 +212,7 @@ def running(
     (data / paths.CONFIG_FILE).write_text(f"[supervision]\n{config}")
     variables = os.environ | {paths.RUNTIME_DIR_VARIABLE: str(runtime_parent)} | (environment or {})
     variables.pop(paths.DATA_DIR_VARIABLE, None)
+    variables.pop("PYTHONDONTWRITEBYTECODE", None)  # nobody compiles everything anew at every start
     os.environ[paths.RUNTIME_DIR_VARIABLE] = str(runtime_parent)
     system = System(data, runtime_parent, portable, variables)
     system.client = Client(data_dir=str(data))
