@@ -232,6 +232,7 @@ class ActorLoop:
         finally:
             self._zmq.destroy(LINGER_MS)
             self.mailbox.close()
+            self.reactor.close()
         return EXIT_OK
 
     def publish(self, topic: str, value: Any) -> None:

@@ -1,6 +1,6 @@
 """One poll over everything that a loop waits for, and a mailbox through which other threads reach that loop."""
 
-import math
+import selectors
 import socket
 from collections import deque
 from collections.abc import Callable
@@ -17,26 +17,40 @@ _MAILBOX_READ_BYTES: Final = 4096
 
 
 class Reactor:
-    """Calls back whoever waits for input."""
+    """Calls back whoever waits for input. One system call a turn, where `zmq.Poller` makes three for each socket.
+
+    A ZeroMQ descriptor tells only of what has happened since its socket was last used in any way. So the sockets are
+    asked once more before each wait.
+    """
 
     def __init__(self) -> None:
         """Wait for nothing yet."""
-        self._poller = zmq.Poller()
+        self._selector = selectors.DefaultSelector()
         self._callbacks: dict[Source, Callable[[], None]] = {}
+        self._sockets: dict[int, Socket] = {}
 
     def register(self, source: Source, callback: Callable[[], None]) -> None:
         """Call `callback` in each turn in which `source` is readable."""
-        self._poller.register(source, zmq.POLLIN)
+        descriptor = _descriptor(source)
+        if isinstance(source, zmq.Socket):
+            self._sockets[descriptor] = source
+        self._selector.register(descriptor, selectors.EVENT_READ, source)
         self._callbacks[source] = callback
 
     def unregister(self, source: Source) -> None:
         """Stop waiting for `source`; does nothing if nobody does. Before it is closed."""
         if self._callbacks.pop(source, None) is not None:
-            self._poller.unregister(source)
+            descriptor = _descriptor(source)
+            self._sockets.pop(descriptor, None)
+            self._selector.unregister(descriptor)
 
     def wait(self, timeout_s: float) -> list[Source]:
-        """Wait for input, at most `timeout_s` (rounded up to milliseconds); return who has some."""
-        return [source for source, _ in self._poller.poll(max(0, math.ceil(timeout_s * 1000)))]
+        """Wait for input, at most `timeout_s`; return who may have some."""
+        ready: list[Source] = [socket for socket in self._sockets.values() if _has_input(socket)]
+        if ready:
+            timeout_s = 0.0
+        ready += [key.data for key, _ in self._selector.select(max(0.0, timeout_s)) if key.data not in ready]
+        return ready
 
     def call(self, ready: list[Source]) -> None:
         """Call back for each of `ready`, unless an earlier callback has unregistered it."""
@@ -44,6 +58,10 @@ class Reactor:
             callback = self._callbacks.get(source)
             if callback is not None:
                 callback()
+
+    def close(self) -> None:
+        """Give the selector's descriptor back."""
+        self._selector.close()
 
 
 class Mailbox:
@@ -87,3 +105,11 @@ class Mailbox:
         """Close the sockets; nothing may be posted any more."""
         self._reader.close()
         self._writer.close()
+
+
+def _descriptor(source: Source) -> int:
+    return source if isinstance(source, int) else int(source.getsockopt(zmq.FD))
+
+
+def _has_input(socket: Socket) -> bool:
+    return bool(int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
