@@ -23,6 +23,9 @@ PURE = (
     "actors/*/core/**/*.py",
     "actors/*/records.py",
     "actors/runtime/verdict.py",
+    "actors/runtime/operations.py",
+    "actors/runtime/registration.py",
+    "actors/runtime/requests.py",
     "actors/runtime/succession_core.py",
 )
 
