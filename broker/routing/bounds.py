@@ -39,7 +39,7 @@ class LaneBounds:
         waiting_per_peer_max: requests of one peer that wait at one service.
         outcomes_max: finished requests whose outcome is kept.
         outcomes_bytes_max: bytes of those outcomes.
-        outcome_s_max: how long an outcome is kept.
+        outcome_s_min: how long an outcome is kept at least, if it finds room.
     """
 
     frames_max: int
@@ -50,7 +50,7 @@ class LaneBounds:
     waiting_per_peer_max: int
     outcomes_max: int
     outcomes_bytes_max: int
-    outcome_s_max: float = 60.0
+    outcome_s_min: float = 60.0
 
 
 CONTROL: Final = LaneBounds(

@@ -48,7 +48,7 @@ class Delivery:
         self.outbox: list[Outgoing] = []
         self.counters = Counters()
         self.dead_letters = DeadLetters()
-        self.outcomes = Outcomes(lane.outcomes_max, lane.outcomes_bytes_max, lane.outcome_s_max)
+        self.outcomes = Outcomes(lane.outcomes_max, lane.outcomes_bytes_max, lane.outcome_s_min)
         self.open: dict[bytes | int, Request] = {}
         self.open_bytes = 0
         self.draining = False
@@ -140,9 +140,7 @@ class Delivery:
         self.counters.delivered += len(peers)
         for peer in peers:
             self.outbox.append((peer, [mdp.CLIENT, mdp.CLIENT_FINAL, name, *body], True))
-        key = request.key
-        if type(key) is bytes:
-            self.outcomes.keep(key, request.content, body, size, now)
+        self.outcomes.keep(request, body, size, now)
         if not worker.listed:
             service.list_if_free(worker)
             self.feed(service, now)
@@ -232,8 +230,7 @@ class Delivery:
         body = error_body(request.id, RemoteError(code, f"{name.decode()}: {message}").info())
         for peer in request.peers:
             self.outbox.append((peer, reply(name, body), False))
-        if type(request.key) is bytes:
-            self.outcomes.keep(request.key, request.content, body, 0, now)
+        self.outcomes.keep(request, body, 0, now)
 
     def dead_letter(self, name: bytes, request: Request | None, reason: str, now: float) -> None:
         """Keep a note of a request, or of an answer (then `request` is None), that found nobody."""

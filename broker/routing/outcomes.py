@@ -1,9 +1,12 @@
-"""Outcomes of finished requests, kept for a while: an id that comes again gets the same answer, unexecuted."""
+"""Outcomes of finished requests: an id that comes again gets the same answer, unexecuted.
+
+They are kept until no honest repetition can come any more: past the request's deadline, and for `s_min` at least.
+"""
 
 from collections import OrderedDict
 from typing import Final, NamedTuple
 
-from broker.routing.requests import Part
+from broker.routing.requests import Part, Request
 
 _OVERHEAD_BYTES: Final = 300
 """What an outcome takes besides its frames' bytes."""
@@ -28,13 +31,13 @@ class Outcome(NamedTuple):
 
 
 class Outcomes:
-    """The newest outcomes, bounded by number, bytes and age."""
+    """The newest outcomes, bounded by number and bytes."""
 
-    def __init__(self, count_max: int, bytes_max: int, age_s_max: float) -> None:
+    def __init__(self, count_max: int, bytes_max: int, s_min: float) -> None:
         """Start empty."""
         self._count_max = count_max
         self._bytes_max = bytes_max
-        self._age_s_max = age_s_max
+        self._s_min = s_min
         self._by_id: OrderedDict[bytes, Outcome] = OrderedDict()
         self.bytes = 0
 
@@ -46,20 +49,23 @@ class Outcomes:
         """Return how `request_id` ended, if that is still known."""
         return self._by_id.get(request_id)
 
-    def keep(self, request_id: bytes, content: int, body: list[Part], body_bytes: int, now: float) -> None:
-        """Remember an outcome; the oldest make room."""
+    def keep(self, request: Request, body: list[Part], body_bytes: int, now: float) -> None:
+        """Remember how a request ended, if it has an id; the oldest outcomes make room."""
+        request_id = request.key
+        if type(request_id) is not bytes:
+            return
         kept: list[Part] | None = body
         size = body_bytes + _OVERHEAD_BYTES
         if size > self._bytes_max // _SHARE_MAX:
             kept, size = None, _OVERHEAD_BYTES
         by_id = self._by_id
-        by_id[request_id] = Outcome(content, kept, size, now + self._age_s_max)
+        by_id[request_id] = Outcome(request.content, kept, size, max(request.deadline, now + self._s_min))
         self.bytes += size
         while len(by_id) > self._count_max or self.bytes > self._bytes_max:
             self.bytes -= by_id.popitem(last=False)[1].size
 
     def forget(self, now: float) -> None:
-        """Drop those that are too old."""
+        """Drop the oldest as long as nobody can ask for them."""
         by_id = self._by_id
         while by_id:
             request_id, outcome = next(iter(by_id.items()))

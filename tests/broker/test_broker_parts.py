@@ -13,6 +13,8 @@ from broker.routing.accounts import Counters, DeadLetter, DeadLetters
 from broker.routing.bounds import DEAD_LETTERS_MAX
 from broker.routing.headers import content_of, read_request_header
 from broker.routing.outcomes import Outcomes
+from broker.routing.registry import Service
+from broker.routing.requests import Request
 from broker.routing.topics import Topics
 from protocol.codec import pack
 from protocol.errors import ProtocolError
@@ -20,9 +22,14 @@ from protocol.limits import TOPIC_BODY_BYTES_MAX, TOPICS_MAX
 from protocol.messages import RequestHeader, decode_request_header
 
 VALUES = st.one_of(
-    st.none(), st.booleans(), st.integers(-1, 1 << 50), st.floats(), st.binary(max_size=40), st.text("ab._ ü\0", max_size=60),
-    st.lists(st.integers(), max_size=3),
-)  # fmt: skip
+    st.none(),
+    st.booleans(),
+    st.integers(-1, 1 << 50),
+    st.floats(),
+    st.binary(max_size=40),
+    st.text("ab._ ü\0", max_size=60),
+    st.lists(st.integers(0, 9), max_size=3),
+)
 FIELDS = st.dictionaries(st.sampled_from(["v", "id", "op", "deadline_ms", "trace_id", "span_id", "error", "x"]), VALUES)
 ALMOST = st.fixed_dictionaries(
     {
@@ -90,24 +97,34 @@ class TestHeaders:
         assert content() != before
 
 
+def finished(request_id: bytes | int, deadline: float = 5.0) -> Request:
+    service = Service(b"s", protected=False, waits_until=0.0)
+    return Request(request_id, "op", service, b"peer", [], 0, deadline, 0)
+
+
 class TestOutcomes:
+    def test_a_request_without_an_id_leaves_nothing(self) -> None:
+        outcomes = Outcomes(count_max=2, bytes_max=10_000, s_min=60)
+        outcomes.keep(finished(7), [b""], 0, 0.0)
+        assert len(outcomes) == 0
+
     def test_the_oldest_make_room_by_number(self) -> None:
-        outcomes = Outcomes(count_max=2, bytes_max=10_000, age_s_max=60)
+        outcomes = Outcomes(count_max=2, bytes_max=10_000, s_min=60)
         for number in range(3):
-            outcomes.keep(bytes([number]), number, [b"x"], 1, 0.0)
+            outcomes.keep(finished(bytes([number])), [b"x"], 1, 0.0)
         assert [outcomes.get(bytes([number])) is not None for number in range(3)] == [False, True, True]
 
     def test_the_oldest_make_room_by_bytes(self) -> None:
-        outcomes = Outcomes(count_max=100, bytes_max=10_000, age_s_max=60)
+        outcomes = Outcomes(count_max=100, bytes_max=10_000, s_min=60)
         for number in range(100):
-            outcomes.keep(bytes([number]), number, [bytes(900)], 900, 0.0)
+            outcomes.keep(finished(bytes([number])), [bytes(900)], 900, 0.0)
         assert outcomes.bytes <= 10_000
         assert 0 < len(outcomes) < 20
 
     def test_bytes_are_given_back(self) -> None:
-        outcomes = Outcomes(count_max=100, bytes_max=10_000, age_s_max=60)
-        outcomes.keep(b"1", 1, [b""], 0, 0.0)
-        outcomes.keep(b"2", 1, [b""], 0, 30.0)
+        outcomes = Outcomes(count_max=100, bytes_max=10_000, s_min=60)
+        outcomes.keep(finished(b"1"), [b""], 0, 0.0)
+        outcomes.keep(finished(b"2", deadline=90.0), [b""], 0, 0.0)
         outcomes.forget(60.0)
         assert outcomes.get(b"1") is None
         assert outcomes.get(b"2") is not None
