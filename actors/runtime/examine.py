@@ -7,7 +7,7 @@ from typing import Final, Protocol
 
 from actors.runtime.identity import ProcessIdentity
 from actors.runtime.liveness import LauncherRecord, ProcessState, Slot
-from actors.runtime.signalling import SHOW_STACKS
+from actors.runtime.signalling import SHOW_STACKS, Presence
 from actors.runtime.verdict import Look, Observation
 
 _STARTED: Final = frozenset({ProcessState.READY, ProcessState.STOPPING})
@@ -15,22 +15,25 @@ _USER_TIME, _SYSTEM_TIME, _START_TIME = 11, 12, 19
 """Places in /proc/PID/stat, counted from the state (field 3) on."""
 
 
-def observe(slot: Slot, record: LauncherRecord, boot: str) -> Observation:
+def observe(slot: Slot, record: LauncherRecord, boot: str, presence: Presence | None = None) -> Observation:
     """Return what the board and the process table say of the process in `slot`, for `HangDetector.tick`.
 
     Args:
         slot: the peer's slot.
         record: what the launcher has written there.
         boot: the present boot id.
+        presence: for who asks often; without it the process table is asked anew.
     """
     own = slot.process.read()
     registered = own is not None and (own.incarnation, own.pid) == (record.incarnation, record.pid)
     leased = own is not None and registered and own.lease_until_ms > 0
+    identity = ProcessIdentity(record.pid, record.start_time, boot)
     return Observation(
         key=slot.number,
         incarnation=record.incarnation,
         pid=record.pid,
-        running=record.pid != 0 and ProcessIdentity(record.pid, record.start_time, boot).is_running(),
+        running=record.pid != 0
+        and (identity.is_running() if presence is None else presence.is_running(slot.number, identity)),
         registered=registered,
         ready=own is not None and own.state in _STARTED,
         tick=slot.read_beat().tick,

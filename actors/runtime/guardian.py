@@ -19,7 +19,7 @@ from actors.runtime.identity import ProcessIdentity, boot_id, identity_of
 from actors.runtime.liveness import LAUNCHER_SLOT, WATCHDOG_SLOT
 from actors.runtime.paths import STOP_MARKER_FILE, SUCCESSION_LOCK_FILE
 from actors.runtime.process import ProcessRuntime
-from actors.runtime.signalling import KILL, Signaller, signaller
+from actors.runtime.signalling import KILL, Presence, Signaller, signaller
 from actors.runtime.succession_core import Effect, Phase, Scene, Seen, Succession
 from actors.runtime.verdict import HangDetector, Stage
 
@@ -46,6 +46,7 @@ class Guardian:
             os.path.join(directory, STOP_MARKER_FILE) for directory in (arguments.runtime_dir, arguments.data_dir)
         ]
         self._signals = signaller(portable=arguments.portable)
+        self._presence = Presence(portable=arguments.portable)
         self._command = command or successor_command(arguments)
         self._attempt: _Attempt | None = None
 
@@ -74,7 +75,7 @@ class Guardian:
     def _look(self, now: float) -> "dict[int, _Peer]":
         records = {slot: self._runtime.board.slots[slot].launcher.read() for slot in self._watched}
         seen = {
-            slot: observe(self._runtime.board.slots[slot], record, self._boot)
+            slot: observe(self._runtime.board.slots[slot], record, self._boot, self._presence)
             for slot, record in records.items()
             if record is not None
         }

@@ -45,6 +45,7 @@ FIRST_ACTOR_SLOT: Final = 3
 _EPOCH, _STOPPING = 2, 3
 _BOOT_ID_OFFSET, _BOOT_ID_BYTES = 64, 40
 _ACTIVITY_OFFSET, _ACTIVITY_BYTES = 64, 96
+_LAUNCHER_INDEX = 1536
 _READ_ATTEMPTS: Final = 64
 
 
@@ -190,6 +191,7 @@ class RecordArea(Generic[Record]):
         self._buffers = ((first, second), (second, end))
         self._kind: type[Record] = kind
         self._field_count, self._values = _SHAPES[kind]
+        self._last_read: tuple[int, Record] | None = None
 
     def write(self, record: Record) -> None:
         """Make `record` the current one. Only the area's owner calls this."""
@@ -207,6 +209,8 @@ class RecordArea(Generic[Record]):
             generation = self._index[0]
             if generation == 0:
                 return None
+            if self._last_read is not None and self._last_read[0] == generation:
+                return self._last_read[1]  # observers ask several times a second, and records seldom change
             start, end = self._buffers[generation % 2]
             data = bytes(self._view[start:end])
             if self._index[0] != generation:
@@ -217,6 +221,7 @@ class RecordArea(Generic[Record]):
                 continue
             values: list[Any] = msgpack.unpackb(payload)
             record: Record = self._kind(*values[: self._field_count])
+            self._last_read = generation, record
             return record
         return None
 
@@ -232,7 +237,7 @@ class Slot:
         self._view = view
         self._counters = view[0:24].cast("Q")
         self.process: RecordArea[ProcessRecord] = RecordArea(view, 24, 192, 832, 1472, ProcessRecord)
-        self.launcher: RecordArea[LauncherRecord] = RecordArea(view, 1536, 1600, 2200, 2800, LauncherRecord)
+        self.launcher: RecordArea[LauncherRecord] = RecordArea(view, _LAUNCHER_INDEX, 1600, 2200, 2800, LauncherRecord)
         self.watchdog: RecordArea[WatchdogRecord] = RecordArea(view, 2816, 2880, 3480, 4080, WatchdogRecord)
 
     def beat(self, now_ms: int) -> None:
@@ -296,6 +301,7 @@ class Board:
         self.path = path
         self._view = memoryview(self._map)
         self._header = self._view[0:64].cast("Q")
+        self._launcher_indices = self._view.cast("Q")[(HEADER_BYTES + _LAUNCHER_INDEX) // 8 :: SLOT_BYTES // 8]
         if bytes(self._view[0:8]) != MAGIC:
             raise BoardError(f"{path} is not a liveness board of this version")
         if self.boot_id != boot_id():
@@ -344,8 +350,8 @@ class Board:
     def occupied(self) -> list[tuple[Slot, LauncherRecord]]:
         """Return every slot that the launcher has filled, with its record."""
         found = []
-        for slot in self.slots:
-            record = slot.launcher.read()
+        for slot, generation in zip(self.slots, self._launcher_indices.tolist(), strict=True):
+            record = slot.launcher.read() if generation else None
             if record is not None:
                 found.append((slot, record))
         return found
@@ -358,6 +364,7 @@ class Board:
         """Unmap. Slots handed out before must not be used any more; those still alive keep the mapping."""
         self.slots.clear()
         self._header.release()
+        self._launcher_indices.release()
         self._view.release()
         try:
             self._map.close()

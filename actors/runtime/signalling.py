@@ -9,6 +9,7 @@ import os
 import select
 import signal
 import time
+from collections.abc import Collection
 from typing import Final, Protocol
 
 from actors.runtime.identity import ProcessIdentity
@@ -87,6 +88,44 @@ class PortableSignaller:
                 return False
             time.sleep(_LOOK_INTERVAL_S)
         return True
+
+
+class Presence:
+    """Tells again and again, at little cost, whether processes are still there: by a pidfd for each, if possible.
+
+    Processes are asked for by a key of the caller's (a slot), under which one is held at a time.
+    """
+
+    def __init__(self, *, portable: bool) -> None:
+        """Hold nobody yet."""
+        self._by_pidfd = HAS_PIDFD and not portable
+        self._held: dict[int, tuple[ProcessIdentity, int | None]] = {}
+
+    def is_running(self, key: int, identity: ProcessIdentity) -> bool:
+        """Tell whether exactly this process exists and is no zombie."""
+        if not self._by_pidfd:
+            return identity.is_running()
+        held, descriptor = self._held.get(key, (None, None))
+        if held != identity:
+            self.forget(key)
+            descriptor = open_pidfd(identity)
+            self._held[key] = identity, descriptor
+        if descriptor is None:
+            return False
+        poller = select.poll()
+        poller.register(descriptor, select.POLLIN)
+        return not poller.poll(0)
+
+    def forget(self, key: int) -> None:
+        """Let go of whoever is held under `key`."""
+        _, descriptor = self._held.pop(key, (None, None))
+        if descriptor is not None:
+            os.close(descriptor)
+
+    def retain(self, keys: Collection[int]) -> None:
+        """Let go of all but those held under `keys`."""
+        for key in [key for key in self._held if key not in keys]:
+            self.forget(key)
 
 
 def signaller(*, portable: bool) -> Signaller:

@@ -19,7 +19,7 @@ long is told of only when it is condemned. During a deliberate stop nobody is ju
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 from actors.runtime.verdict import (
@@ -118,12 +118,12 @@ class Finding:
 class _Case:
     """What is known against one incarnation."""
 
-    incarnation: int
+    judgement: Judgement
     first: Look | None = None
     last: Look | None = None
     told: str | None = None  # the cause last told on the board; None if it is not suspected there
     condemned_ticks: int = -1  # since it was condemned; below 0 if it is not
-    finding: Finding = field(default_factory=lambda: Finding(Standing.TICKING, Stage.OK, "", 0.0))
+    known: str = ""  # the cause as far as it can be told by now
 
     def looks(self) -> tuple[Look, ...]:
         """Return the first look of this silence and the last, without repeating one."""
@@ -143,12 +143,15 @@ class Watch:
     @property
     def suspects(self) -> frozenset[int]:
         """The peers to be looked at before the next tick."""
-        return frozenset(key for key, case in self._cases.items() if case.finding.stage >= Stage.SUSPECT)
+        return frozenset(key for key, case in self._cases.items() if case.judgement.stage >= Stage.SUSPECT)
 
     @property
     def findings(self) -> dict[int, Finding]:
         """How every peer stands, by slot."""
-        return {key: case.finding for key, case in self._cases.items()}
+        return {
+            key: Finding(case.judgement.standing, case.judgement.stage, case.known, case.judgement.silent_s)
+            for key, case in self._cases.items()
+        }
 
     def step(self, now: float, subjects: Iterable[Subject], *, stopping: bool) -> list[Effect]:
         """Judge all peers at monotonic time `now`; returns what to do, in order."""
@@ -164,31 +167,32 @@ class Watch:
         cases, self._cases = self._cases, {}
         for judgement in result.judgements:
             case = cases.get(judgement.key)
-            if case is None or case.incarnation != judgement.incarnation:
-                case = _Case(judgement.incarnation)
+            if case is None or case.judgement.incarnation != judgement.incarnation:
+                case = _Case(judgement)
+            case.judgement = judgement
             self._cases[judgement.key] = case
-            effects += self._judge(case, judgement, seen[judgement.key], result.doubt)
+            effects += self._judge(case, seen[judgement.key], result.doubt)
         return effects
 
-    def _judge(self, case: _Case, judgement: Judgement, subject: Subject, doubt: Doubt | None) -> list[Effect]:
+    def _judge(self, case: _Case, subject: Subject, doubt: Doubt | None) -> list[Effect]:
         """Apply the module's table to one peer."""
+        judgement = case.judgement
         if judgement.silent_ticks == 0:
             case.first = case.last = None
         elif subject.look is not None:
             case.first = case.first or subject.look
             case.last = subject.look
         cause = name_cause(judgement.standing, case.first, case.last)
-        case.finding = Finding(
-            judgement.standing, judgement.stage, _known(case, judgement, cause, doubt), judgement.silent_s
-        )
+        case.known = _known(case, cause, doubt)
         if judgement.stage is Stage.HUNG:
-            return self._hung(case, judgement, cause)
-        effects = _told(case, judgement)
+            return self._hung(case, cause)
+        effects = _told(case)
         if judgement.stage is Stage.ASK and judgement.changed and _can_answer(subject, cause):
             effects.append(AskStacks(judgement.key))
         return effects
 
-    def _hung(self, case: _Case, judgement: Judgement, cause: Cause) -> list[Effect]:
+    def _hung(self, case: _Case, cause: Cause) -> list[Effect]:
+        judgement = case.judgement
         if case.condemned_ticks >= 0:
             case.condemned_ticks += 1
             return [KillAgain(judgement.key)] if case.condemned_ticks % KILL_AGAIN_TICKS == 0 else []
@@ -198,25 +202,25 @@ class Watch:
         return [Condemn(judgement, cause, case.looks())]
 
 
-def _known(case: _Case, judgement: Judgement, cause: Cause, doubt: Doubt | None) -> str:
-    """Return the cause as far as it can be told by now."""
-    if judgement.standing is Standing.MISSING:
+def _known(case: _Case, cause: Cause, doubt: Doubt | None) -> str:
+    if case.judgement.standing is Standing.MISSING:
         return str(Cause.EXITED)
-    if judgement.silent_ticks and doubt is Doubt.OWN_TICK_LATE:
+    if case.judgement.silent_ticks and doubt is Doubt.OWN_TICK_LATE:
         return str(Cause.MACHINE_SLEPT)
     return str(cause) if case.last is not None else ""
 
 
-def _told(case: _Case, judgement: Judgement) -> list[Effect]:
+def _told(case: _Case) -> list[Effect]:
     """Keep the board's word on a suspect in step with what is known."""
+    judgement = case.judgement
     if case.condemned_ticks >= 0 or judgement.standing in {Standing.MISSING, Standing.STARTING}:
         return []
     if judgement.silent_ticks == 0:
         suspect, case.told = case.told is not None, None
         return [Tell(judgement.key, judgement.incarnation, suspect=False)] if suspect else []
-    if judgement.stage is Stage.OK or case.told == case.finding.cause:
+    if judgement.stage is Stage.OK or case.told == case.known:
         return []
-    case.told = case.finding.cause
+    case.told = case.known
     return [Tell(judgement.key, judgement.incarnation, suspect=True, cause=case.told)]
 
 

@@ -14,7 +14,7 @@ from actors.runtime.identity import ProcessIdentity, boot_id
 from actors.runtime.liveness import LauncherRecord, Verdict, WatchdogRecord
 from actors.runtime.paths import RUN_FILE, RunInfo
 from actors.runtime.process import ProcessRuntime
-from actors.runtime.signalling import KILL, SHOW_STACKS, signaller
+from actors.runtime.signalling import KILL, SHOW_STACKS, Presence, signaller
 from actors.runtime.verdict import Stage, Standing
 from actors.watchdog.core import (
     AskStacks,
@@ -52,6 +52,7 @@ class Effects:
         self._board = runtime.board
         self._evidence = evidence
         self._signals = signaller(portable=portable)
+        self._presence = Presence(portable=portable)
         self._eyes = examiner(portable=portable)
         self._boot = boot_id()
         self._records: dict[int, LauncherRecord] = {}
@@ -62,10 +63,12 @@ class Effects:
         occupied = self._board.occupied()
         self._records = {slot.number: record for slot, record in occupied if record.pid}
         self._records.pop(self._runtime.arguments.slot, None)
+        self._presence.retain(self._records)
         subjects = []
         for number, record in self._records.items():
             look = self._eyes.look(self._identity(record)) if number in suspects else None
-            subjects.append(Subject(observe(self._board.slots[number], record, self._boot), look))
+            seen = observe(self._board.slots[number], record, self._boot, self._presence)
+            subjects.append(Subject(seen, look))
         return subjects
 
     def perform(self, effect: Effect, now: float) -> None:

@@ -177,3 +177,13 @@ def test_a_reader_cannot_write(board: Board) -> None:
     reader = Board(board.path, writable=False)
     with pytest.raises(TypeError):
         reader.slots[1].beat(1)
+
+
+def test_a_record_is_read_anew_as_soon_as_it_has_changed(board: Board) -> None:
+    slot, other = board.slots[5], Board(board.path, writable=True)
+    slot.process.write(ProcessRecord(1, 2, 3, "starting"))
+    first = slot.process.read()
+    assert slot.process.read() is first
+    other.slots[5].process.write(ProcessRecord(1, 2, 3, "ready"))
+    assert slot.process.read() == ProcessRecord(1, 2, 3, "ready")
+    other.close()

@@ -13,7 +13,7 @@ from actors.runtime.examine import Examiner, examiner, observe
 from actors.runtime.identity import boot_id, own_identity
 from actors.runtime.liveness import ProcessState
 from actors.runtime.process import ProcessRuntime
-from actors.runtime.signalling import KILL, SHOW_STACKS, Signaller, open_pidfd, signaller
+from actors.runtime.signalling import KILL, SHOW_STACKS, Presence, Signaller, open_pidfd, signaller
 from actors.runtime.verdict import Cause, Standing, name_cause
 from tests.actors.runtime.processes import House, record, state_letter, wait_until
 
@@ -156,3 +156,21 @@ def test_what_the_board_says_becomes_an_observation(home: House) -> None:
     assert not observe(slot, replace(launcher_record, start_time=1), boot_id()).running
     assert not observe(slot, record("worker"), boot_id()).running
     assert own_identity().is_running()
+
+
+@pytest.mark.parametrize("portable", [False, True])
+def test_presence_follows_the_process_held_under_a_key(home: House, portable: bool) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    presence = Presence(portable=portable)
+    first, second = home.fork(sleep_forever), home.fork(sleep_forever)
+    assert presence.is_running(1, first)
+    assert presence.is_running(2, second)
+    assert not presence.is_running(3, replace(first, start_time=first.start_time + 1))
+    os.kill(first.pid, signal.SIGKILL)
+    wait_until(lambda: not presence.is_running(1, first))
+    assert presence.is_running(2, second)
+    assert presence.is_running(1, second)
+    presence.retain([2])
+    assert presence.is_running(2, second)
+    presence.forget(2)
+    assert len(os.listdir("/proc/self/fd")) == before

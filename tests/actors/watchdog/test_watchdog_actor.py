@@ -261,8 +261,8 @@ def test_a_disk_full_of_evidence_saves_nobody(ward: Ward) -> None:
 def test_it_answers_for_its_verdicts(ward: Ward) -> None:
     well, sleeper = ward.start(beating), ward.start(asleep_for_good, 4)
     ward.home.board.slots[5].launcher.write(record("worker5", None, state=ProcessState.BACKOFF))
-    ward.tick_until(lambda: not sleeper.is_running())
-    ward.tick()
+    ward.tick_until(lambda: ward.ask("verdicts")["processes"][1]["standing"] == "missing")
+    assert not sleeper.is_running()
     first, second, third = ward.ask("verdicts")["processes"]
     assert (first["name"], first["pid"], first["verdict"], first["cause"]) == ("worker3", well.pid, "ok", "")
     assert (first["standing"], first["stage"], first["since_s"]) == ("ticking", "ok", None)
