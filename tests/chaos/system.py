@@ -143,8 +143,10 @@ class System:
     def relctl(self, *arguments: str, timeout_s: float = 30.0) -> subprocess.CompletedProcess[str]:
         """Run relctl as a user would."""
         command = [sys.executable, "-m", "app.reliability.cli", "--data-dir", str(self.data_dir), *arguments]
+        # libfaketime breaks the sleep of the Python that asks; whom it is to mislead are the processes asked.
+        environment = {key: value for key, value in self.environment.items() if key != "LD_PRELOAD"}
         return subprocess.run(
-            command, env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=timeout_s, check=False
+            command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=timeout_s, check=False
         )
 
     def processes(self) -> list[int]:
