@@ -83,6 +83,7 @@ class Server:
                 return EXIT_LOCKED
             select.select([runtime.wakeup_fd], [], [], LOCK_RETRY_S)
         self._open()
+        self._look_around(time.monotonic())  # before the first request: whom it is for may not be here yet
         self._set_state(ProcessState.READY)
         self._serve()
         if runtime.replaced():
