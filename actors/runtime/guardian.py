@@ -39,7 +39,8 @@ class Guardian:
         self._runtime = runtime
         self._boot = boot_id()
         self._core = Succession(is_watchdog=is_watchdog)
-        self._detector = HangDetector(runtime.supervision.tick_s)
+        # A launcher that hangs is the watchdog's business anyway, and judged elsewhere in it.
+        self._detector = None if is_watchdog else HangDetector(runtime.supervision.tick_s)
         self._watched = (LAUNCHER_SLOT,) if is_watchdog else (LAUNCHER_SLOT, WATCHDOG_SLOT)
         self._lock = FileLock(os.path.join(arguments.runtime_dir, SUCCESSION_LOCK_FILE))
         self._stop_markers = [
@@ -79,7 +80,8 @@ class Guardian:
             for slot, record in records.items()
             if record is not None
         }
-        self._detector.tick(now, seen.values())
+        if self._detector is not None:
+            self._detector.tick(now, seen.values())
         peers = {}
         for slot, record in records.items():
             if record is None:
@@ -88,7 +90,7 @@ class Guardian:
             elif not seen[slot].running:
                 peers[slot] = _Peer(Seen.GONE, retry_at_s=record.retry_at_ms / 1000)
             else:
-                silent = self._detector.stage_of(slot) is Stage.HUNG
+                silent = self._detector is not None and self._detector.stage_of(slot) is Stage.HUNG
                 identity = ProcessIdentity(record.pid, record.start_time, self._boot)
                 peers[slot] = _Peer(Seen.SILENT if silent else Seen.WELL, identity, record.retry_at_ms / 1000)
         return peers

@@ -23,6 +23,7 @@ from actors.runtime.paths import CONTROL_SOCKET, EVIDENCE_DIR, JOURNAL_DIR, RUN_
 from actors.runtime.process import ProcessRuntime
 from actors.runtime.signalling import HAS_PIDFD
 from actors.runtime.verdict import Cause
+from actors.watchdog import effects
 from actors.watchdog.actor import Watchdog
 from protocol.errors import ErrorCode, ReliabilityError
 from tests.actors.runtime.processes import House, house, record, wait_until
@@ -315,3 +316,13 @@ def test_requests_for_the_launcher_are_handed_on(ward: Ward) -> None:
     assert result == {"name": "broker", "state": "starting"}
     assert asked == [{"op": "restart", "user": "ada", "name": "broker"}]
     assert all(ward.operations[op].blocking for op in ("restart", "start", "stop", "down"))
+
+
+def test_a_suspend_and_a_set_clock_are_noted(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
+    mono_s, boot_s, wall_s = effects._clocks()
+    monkeypatch.setattr(effects, "_clocks", lambda: (mono_s, boot_s + 3600.0, wall_s + 3590.0))
+    ward.tick()
+    ward.tick()
+    (event,) = [entry for entry in ward.events() if entry["event_type"] == "clocks_changed"]
+    assert event["message"] == "the machine slept for 3600.0 s; the wall clock was set by -10.0 s"
+    assert event["attributes"] == {"slept_s": 3600.0, "jumped_s": -10.0}
