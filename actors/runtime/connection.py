@@ -11,7 +11,7 @@ import zmq
 from actors.runtime.paths import RUN_FILE, read_run_file
 from actors.runtime.reactor import Reactor
 from actors.runtime.registration import Effect, Link, Phase, Registration
-from actors.runtime.transport import ConnectionMonitor, Lane, Socket, Transport, ZmqContext
+from actors.runtime.transport import ConnectionMonitor, Lane, Retry, Socket, Transport, ZmqContext
 from protocol import mdp
 from protocol.errors import ErrorCode, LocalError
 
@@ -22,6 +22,8 @@ BACKLOG_MESSAGES_MAX: Final = 256
 BACKLOG_RETRY_S: Final = 0.01
 ENDPOINT_CHECK_S: Final = 0.25
 """How often run.json is read while no broker is there: on TCP it may come back on another port."""
+PATIENT_AFTER_S: Final = 5.0
+"""A broker that stays away for so long is looked for less often: it may be quarantined for an hour."""
 
 
 def read_transport(runtime_dir: str) -> Transport:
@@ -64,6 +66,8 @@ class BrokerConnection:
         self._ready = ready
         self._reactor = reactor
         self._backlog: deque[list[bytes]] = deque()
+        self._retry = Retry.QUICK
+        self._up_at = time.monotonic()
         self._stepped_at = 0.0
         self._endpoint_check_at = time.monotonic() + ENDPOINT_CHECK_S
 
@@ -95,9 +99,14 @@ class BrokerConnection:
         self._stepped_at = now
         self._perform(self.registration.step(now))
         self.flush()
-        if self._monitor.link is not Link.UP and now >= self._endpoint_check_at:
+        if self._monitor.link is Link.UP:
+            self._up_at = now
+            return
+        if now >= self._endpoint_check_at:
             self._endpoint_check_at = now + ENDPOINT_CHECK_S
             self._follow_endpoint()
+        if now - self._up_at > PATIENT_AFTER_S and self._monitor.link is Link.DOWN:
+            self._use(Retry.PATIENT)
 
     def flush(self) -> None:
         """Send what waits in the backlog, as far as the broker takes it."""
@@ -123,10 +132,15 @@ class BrokerConnection:
 
     def _connect(self) -> None:
         self._socket: Socket = self._context.socket(zmq.DEALER)
-        self._monitor = ConnectionMonitor(self._socket)
+        self._monitor = ConnectionMonitor(self._socket, self._retry)
         self._reactor.register(self._monitor.socket, self._link_changed)
         self._reactor.register(self._socket, self._receive)
-        self.transport.connect(self._socket, self.lane)
+        self.transport.connect(self._socket, self.lane, self._retry)
+
+    def _use(self, retry: Retry) -> None:
+        if retry is not self._retry:
+            self._retry = retry
+            self._renew()
 
     def _renew(self) -> None:
         self.close()
@@ -146,6 +160,9 @@ class BrokerConnection:
         connections = self._monitor.connections
         self._monitor.drain()
         now = time.monotonic()
+        if self._monitor.link is Link.UP and self._retry is not Retry.QUICK:
+            self._use(Retry.QUICK)  # it is back: from now on its next loss counts in milliseconds again
+            return
         if self._monitor.connections != connections:
             self._backlog.clear()
             self._perform(self.registration.link_changed(Link.UP, now))
@@ -214,7 +231,7 @@ class Subscriber:
         for topic in topics:
             self._socket.setsockopt(zmq.SUBSCRIBE, topic.encode())
         reactor.register(self._socket, self._receive)
-        transport.connect(self._socket, Lane.EVENTS)
+        transport.connect(self._socket, Lane.EVENTS, Retry.PATIENT)
 
     def close(self) -> None:
         """Close the socket."""

@@ -29,7 +29,8 @@ HELD_S: Final = 5.0
 class Link(Enum):
     """How far a connecting socket has come."""
 
-    DOWN = "no process listens"
+    DOWN = "not connected; attempts are made"
+    LOST = "not connected; no attempt will be made"
     OPENING = "connected, and not yet greeted: a hung broker stays like this"
     UP = "usable"
 

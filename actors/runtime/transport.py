@@ -11,7 +11,7 @@ again: `ConnectionMonitor` tells when.
 import errno
 import os
 import struct
-from enum import StrEnum
+from enum import Enum, StrEnum
 from typing import Any, Final, Self
 
 import zmq
@@ -24,9 +24,6 @@ from protocol.limits import BULK_FRAME_BYTES_MAX, CONTROL_FRAME_BYTES_MAX, TOPIC
 Socket = zmq.Socket[bytes]
 ZmqContext = zmq.Context[Socket]
 
-RECONNECT_FIRST_MS: Final = 1
-RECONNECT_MS_MAX: Final = 4
-"""A broker that comes back is found within this time; while it is away a try costs about 30 us."""
 BACKLOG_CONNECTIONS: Final = 128
 
 _ZAP_ENDPOINT: Final = "inproc://zeromq.zap.01"
@@ -48,6 +45,19 @@ FRAME_BYTES_MAX: Final = {
     Lane.BULK: BULK_FRAME_BYTES_MAX,
     Lane.EVENTS: TOPIC_BODY_BYTES_MAX,
 }
+
+
+class Retry(Enum):
+    """How a socket looks for a broker that is away: milliseconds to the first attempt, and at most between two.
+
+    An attempt costs about 50 us.
+    """
+
+    QUICK = (1, 2)
+    PATIENT = (50, 250)
+    NEVER = (-1, 0)
+
+
 QUEUED_MESSAGES_MAX: Final = {Lane.CONTROL: 256, Lane.BULK: 4, Lane.EVENTS: 1024}
 """Messages that one connection holds per direction before its sender is told to wait (or, for events, loses one)."""
 
@@ -92,12 +102,13 @@ class Transport:
             socket.bind(endpoint.rpartition(":")[0] + ":*")
         return socket.getsockopt(zmq.LAST_ENDPOINT).rstrip(b"\0").decode()  # type: ignore[union-attr]
 
-    def connect(self, socket: Socket, lane: Lane) -> None:
+    def connect(self, socket: Socket, lane: Lane, retry: Retry = Retry.QUICK) -> None:
         """Connect a client's or worker's socket to `lane`; returns at once, whether or not a broker is there."""
         _bound(socket, lane)
         socket.setsockopt(zmq.IMMEDIATE, 1)
-        socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_FIRST_MS)
-        socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MS_MAX)
+        first_ms, most_ms = retry.value
+        socket.setsockopt(zmq.RECONNECT_IVL, first_ms)
+        socket.setsockopt(zmq.RECONNECT_IVL_MAX, most_ms)
         if self._curve is not None:
             socket.setsockopt(zmq.CURVE_SERVERKEY, self._curve.server_public.encode())
             socket.setsockopt(zmq.CURVE_PUBLICKEY, self._curve.client_public.encode())
@@ -158,6 +169,9 @@ _LINK_AFTER: Final = {
     int(zmq.EVENT_HANDSHAKE_FAILED_AUTH): Link.DOWN,
     int(zmq.EVENT_DISCONNECTED): Link.DOWN,
 }
+_LINK_AFTER_ONE_ATTEMPT: Final = {
+    event: Link.LOST if link is Link.DOWN else link for event, link in _LINK_AFTER.items()
+} | {int(zmq.EVENT_CLOSED): Link.LOST}
 
 
 class ConnectionMonitor:
@@ -169,10 +183,11 @@ class ConnectionMonitor:
         connections: how often it came up; what was sent in an earlier connection may be lost.
     """
 
-    def __init__(self, socket: Socket) -> None:
-        """Watch `socket`, which is not connected yet."""
+    def __init__(self, socket: Socket, retry: Retry = Retry.QUICK) -> None:
+        """Watch `socket`, which is not connected yet, and will be with this `retry`."""
         self._watched = socket
-        self.socket: Socket = socket.get_monitor_socket(sum(_LINK_AFTER))
+        self._link_after = _LINK_AFTER_ONE_ATTEMPT if retry is Retry.NEVER else _LINK_AFTER
+        self.socket: Socket = socket.get_monitor_socket(sum(self._link_after))
         self.link = Link.DOWN
         self.connections = 0
 
@@ -183,7 +198,7 @@ class ConnectionMonitor:
                 frames: list[bytes] = self.socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            link = _LINK_AFTER.get(_EVENT.unpack(frames[0])[0])
+            link = self._link_after.get(_EVENT.unpack(frames[0])[0])
             if link is not None:
                 self.link = link
                 self.connections += link is Link.UP

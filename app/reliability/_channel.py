@@ -10,7 +10,7 @@ import zmq
 
 from actors.runtime.paths import BOARD_FILE, RUN_FILE, RunInfo, data_directory, read_run_file, read_run_info
 from actors.runtime.registration import Link
-from actors.runtime.transport import FRAME_BYTES_MAX, ConnectionMonitor, Lane, Socket, Transport, ZmqContext
+from actors.runtime.transport import FRAME_BYTES_MAX, ConnectionMonitor, Lane, Retry, Socket, Transport, ZmqContext
 from app.reliability._client_core import STANDING_STILL_S, Call, Scene, Step
 from protocol import limits, mdp
 from protocol.codec import pack
@@ -93,7 +93,7 @@ class Locator:
 
 
 class Channel:
-    """A connection to one lane of the broker, wherever that goes.
+    """A connection to one lane of the broker, wherever that goes. It is looked for only while a call waits for it.
 
     Attributes:
         lane: which lane.
@@ -124,6 +124,8 @@ class Channel:
                 call.sent(now)
             case Step.SEND:
                 call.not_sent(now)
+            case Step.RECONNECT:
+                self._reconnect(self._transport)
             case Step.PROBE:
                 scene = self._locator.scene()
                 if scene is Scene.NOBODY:
@@ -132,15 +134,11 @@ class Channel:
             case Step.GIVE_UP:
                 raise call.failure(self._locator.scene())
 
-    def follow(self) -> bool:
-        """Connect elsewhere if the endpoint has moved; tells whether it has."""
+    def follow(self) -> None:
+        """Connect elsewhere if the endpoint has moved."""
         transport = self._locator.transport_now()
-        moved = transport.endpoints != self._transport.endpoints
-        if moved:
-            self._earlier_connections += self.monitor.connections + 1
-            self.close()
-            self._connect(transport)
-        return moved
+        if transport.endpoints != self._transport.endpoints:
+            self._reconnect(transport)
 
     def receive(self) -> list[bytes] | None:
         """Return the next message, or None if there is none."""
@@ -169,14 +167,19 @@ class Channel:
         self.monitor.close()
         self.socket.close()
 
+    def _reconnect(self, transport: Transport) -> None:
+        self._earlier_connections += self.monitor.connections
+        self.close()
+        self._connect(transport)
+
     def _connect(self, transport: Transport) -> None:
         self._transport = transport
         self.socket: Socket = own_context().socket(zmq.DEALER)
-        self.monitor = ConnectionMonitor(self.socket)
+        self.monitor = ConnectionMonitor(self.socket, Retry.NEVER)
         self._poller = zmq.Poller()
         self._poller.register(self.socket, zmq.POLLIN)
         self._poller.register(self.monitor.socket, zmq.POLLIN)
-        transport.connect(self.socket, self.lane)
+        transport.connect(self.socket, self.lane, Retry.NEVER)
 
     def _send(self, frames: list[bytes]) -> bool:
         try:

@@ -1,9 +1,10 @@
 """One call, as a state machine without socket and clock: when to send it (again), and what its failure means.
 
-A connection that comes up, the first or a later one, gets the request at once: a broker that was restarted knows
-nothing of it. While connected it is repeated slowly, in case a message was lost on the way. Every repetition carries
-the same id, so it takes effect once. While no broker is there, the shell looks now and then (`PROBE`) whether anybody
-is, and whether the endpoint has moved. What it means if the caller's patience ends without an answer:
+A connection that is lost is sought anew in ever longer steps. One that comes up, the first or a later one, gets the
+request at once: a broker that was restarted knows nothing of it. While connected it is repeated slowly, in case a
+message was lost on the way. Every repetition carries the same id, so it takes effect once. While no broker is there,
+the shell looks now and then (`PROBE`) whether anybody is, and whether the endpoint has moved. What it means if the
+caller's patience ends without an answer:
 
 ============ ================== ==================
 connection   the board says     error
@@ -19,6 +20,7 @@ Everything else (service missing or unknown, busy, deadline passed in a queue) i
 request's deadline lies a little before the caller's.
 """
 
+import math
 from enum import Enum
 from typing import Final
 
@@ -33,6 +35,8 @@ DIAGNOSIS_SHARE: Final = 0.02
 """How long before the caller's patience ends the call gives up, to find out why: the smaller of the two."""
 RESEND_S: Final = 1.0
 SEND_RETRY_S: Final = 0.01
+RECONNECT_FIRST_S: Final = 0.002
+RECONNECT_S_MAX: Final = 0.032
 PROBE_FIRST_S: Final = 0.1
 PROBE_S: Final = 0.25
 STANDING_STILL_S: Final = 1.25
@@ -44,6 +48,7 @@ class Step(Enum):
 
     WAIT = "wait for an answer, at most until `wake_at`"
     SEND = "send, and say so with `sent` or `not_sent`"
+    RECONNECT = "start a new attempt to connect"
     PROBE = "look at run.json and at the board"
     GIVE_UP = "raise `failure`"
 
@@ -76,6 +81,8 @@ class Call:
         self._connection: int | None = None
         self._send_at = now
         self._probe_at = now + PROBE_FIRST_S
+        self._reconnect_at = now
+        self._reconnect_pause_s = RECONNECT_FIRST_S
 
     def step(self, link: Link, connection: int, now: float) -> Step:
         """Decide what to do, with the connection at `link` and being the `connection`-th."""
@@ -86,11 +93,17 @@ class Call:
         if now >= self.give_up_at:
             return Step.GIVE_UP
         if link is Link.UP:
+            self._reconnect_pause_s = RECONNECT_FIRST_S
+            self._probe_at = now + PROBE_FIRST_S
             return Step.SEND if now >= self._send_at else Step.WAIT
-        if now < self._probe_at:
-            return Step.WAIT
-        self._probe_at = now + PROBE_S
-        return Step.PROBE
+        if now >= self._probe_at:
+            self._probe_at = now + PROBE_S
+            return Step.PROBE
+        if link is Link.LOST and now >= self._reconnect_at:
+            self._reconnect_at = now + self._reconnect_pause_s
+            self._reconnect_pause_s = min(RECONNECT_S_MAX, self._reconnect_pause_s * 2)
+            return Step.RECONNECT
+        return Step.WAIT
 
     def sent(self, now: float) -> None:
         """Take in that the request went out."""
@@ -103,12 +116,14 @@ class Call:
     @property
     def wake_at(self) -> float:
         """When `step` has something new to decide, if nothing happens before."""
-        return min(self.give_up_at, self._send_at if self._link is Link.UP else self._probe_at)
+        if self._link is Link.UP:
+            return min(self.give_up_at, self._send_at)
+        return min(self.give_up_at, self._probe_at, self._reconnect_at if self._link is Link.LOST else math.inf)
 
     def failure(self, scene: Scene) -> LocalError:
         """Return the error of a call that has had no answer, given what the board says."""
         within = f"within {self._timeout_s:g} s"
-        if self._link is Link.DOWN:
+        if self._link in (Link.DOWN, Link.LOST):
             if scene is Scene.NOBODY:
                 return LocalError(ErrorCode.NOT_RUNNING, "the system does not run")
             return LocalError(ErrorCode.BROKER_DOWN, f"the broker could not be reached {within}")

@@ -9,7 +9,7 @@ from typing import Any, Self
 import zmq
 
 from actors.runtime.registration import Link
-from actors.runtime.transport import ConnectionMonitor, Lane, Socket, Transport
+from actors.runtime.transport import ConnectionMonitor, Lane, Retry, Socket, Transport
 from app.reliability._channel import Locator, own_context
 from app.reliability._client_core import PROBE_S
 from protocol.codec import unpack
@@ -106,9 +106,9 @@ class Subscription:
     def _connect(self, transport: Transport) -> None:
         self._transport = transport
         self.socket: Socket = own_context().socket(zmq.SUB)
-        self._monitor = ConnectionMonitor(self.socket)
+        self._monitor = ConnectionMonitor(self.socket, Retry.PATIENT)
         self._poller = zmq.Poller()
         self._poller.register(self.socket, zmq.POLLIN)
         for prefix in self._prefixes:
             self.socket.setsockopt(zmq.SUBSCRIBE, prefix)
-        transport.connect(self.socket, Lane.EVENTS)
+        transport.connect(self.socket, Lane.EVENTS, Retry.PATIENT)

@@ -1,11 +1,14 @@
 """One call on a fake clock: when it is sent, and what its failure is called."""
 
+import itertools
+
 import pytest
 
 from actors.runtime.registration import Link
 from app.reliability._client_core import (
     PROBE_FIRST_S,
     PROBE_S,
+    RECONNECT_FIRST_S,
     RESEND_S,
     SEND_RETRY_S,
     Call,
@@ -63,6 +66,26 @@ def test_without_a_connection_it_looks_now_and_then() -> None:
     assert call.wake_at == pytest.approx(PROBE_FIRST_S + PROBE_S)
 
 
+def test_a_lost_connection_is_sought_anew_in_ever_longer_steps_until_it_is_up() -> None:
+    call = Call(ID, 60.0, 0.0)
+    now, attempts = 0.0, []
+    while now < 0.09:
+        if call.step(Link.LOST, 0, now) is Step.RECONNECT:
+            attempts.append(now)
+        assert call.wake_at > now
+        now = call.wake_at
+    pauses = [later - earlier for earlier, later in itertools.pairwise(attempts)]
+    assert pauses == pytest.approx([0.002, 0.004, 0.008, 0.016, 0.032])
+    call.step(Link.UP, 1, now)
+    assert call.step(Link.LOST, 1, now) is Step.RECONNECT
+    assert call.wake_at - now == pytest.approx(RECONNECT_FIRST_S)
+
+
+def test_an_attempt_under_way_is_not_cut_short() -> None:
+    call = Call(ID, 60.0, 0.0)
+    assert call.step(Link.DOWN, 0, 0.05) is Step.WAIT
+
+
 @pytest.mark.parametrize("timeout_s", [0.001, 0.1, 1.0, 60.0])
 def test_the_brokers_verdict_is_due_before_the_call_gives_up_and_that_before_patience_ends(timeout_s: float) -> None:
     call = Call(ID, timeout_s, 10.0)
@@ -74,6 +97,8 @@ def test_the_brokers_verdict_is_due_before_the_call_gives_up_and_that_before_pat
 @pytest.mark.parametrize(
     ("link", "scene", "code"),
     [
+        (Link.LOST, Scene.NOBODY, ErrorCode.NOT_RUNNING),
+        (Link.LOST, Scene.BROKER_GONE, ErrorCode.BROKER_DOWN),
         (Link.DOWN, Scene.NOBODY, ErrorCode.NOT_RUNNING),
         (Link.DOWN, Scene.BROKER_GONE, ErrorCode.BROKER_DOWN),
         (Link.DOWN, Scene.BROKER_STILL, ErrorCode.BROKER_DOWN),

@@ -16,7 +16,7 @@ from actors.runtime.operations import DEFERRED, Operation, Request
 from actors.runtime.paths import read_or_make_token
 from actors.runtime.process import ProcessRuntime
 from actors.runtime.serving import Draining
-from actors.runtime.transport import FRAME_BYTES_MAX, Lane
+from actors.runtime.transport import FRAME_BYTES_MAX, Lane, Retry, Socket, Transport
 from protocol import mdp
 from protocol.codec import pack, unpack
 from protocol.errors import ErrorCode, ReliabilityError
@@ -291,6 +291,27 @@ def test_a_broker_that_comes_back_is_greeted_at_once(where: Place, broker: Broke
     second.register()
     assert second.ask("ping") == {"name": NAME}
     second.close()
+
+
+def test_a_broker_that_stayed_away_long_is_greeted_when_it_comes_and_then_sought_quickly(
+    where: Place, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("actors.runtime.connection.PATIENT_AFTER_S", 0.05)
+    retries: list[Retry] = []
+    connect = Transport.connect
+
+    def noting(transport: Transport, socket: Socket, lane: Lane, retry: Retry) -> None:
+        retries.append(retry)
+        connect(transport, socket, lane, retry)
+
+    monkeypatch.setattr(Transport, "connect", noting)
+    with running(where, shop):
+        until(lambda: retries == [Retry.QUICK, Retry.PATIENT], "patience")
+        broker = Broker(where)
+        broker.register()
+        assert broker.ask("ping") == {"name": NAME}
+        assert retries == [Retry.QUICK, Retry.PATIENT, Retry.QUICK]
+    broker.close()
 
 
 def test_a_broker_that_comes_back_elsewhere_is_found_through_run_json(where: Place, shop: Shop) -> None:

@@ -15,6 +15,7 @@ from actors.runtime.transport import (
     FRAME_BYTES_MAX,
     ConnectionMonitor,
     Lane,
+    Retry,
     Socket,
     Transport,
     ZmqContext,
@@ -91,10 +92,12 @@ class Listener:
         self._context.destroy(0)
 
 
-def dealer(context: ZmqContext, transport: Transport, lane: Lane = Lane.CONTROL) -> tuple[Socket, ConnectionMonitor]:
+def dealer(
+    context: ZmqContext, transport: Transport, lane: Lane = Lane.CONTROL, retry: Retry = Retry.QUICK
+) -> tuple[Socket, ConnectionMonitor]:
     socket: Socket = context.socket(zmq.DEALER)
-    monitor = ConnectionMonitor(socket)
-    transport.connect(socket, lane)
+    monitor = ConnectionMonitor(socket, retry)
+    transport.connect(socket, lane, retry)
     return socket, monitor
 
 
@@ -157,6 +160,21 @@ def test_a_broker_that_comes_back_is_noticed_and_the_old_message_is_not_replayed
     frames = second.receive()
     assert frames is not None
     assert frames[1:] == [b"new"]
+
+
+def test_a_socket_that_never_retries_says_that_its_connection_is_lost(
+    context: ZmqContext, transport: Transport
+) -> None:
+    listener = Listener(transport)
+    client_transport = at(transport, listener, keys_of(transport))
+    _, monitor = dealer(context, client_transport, retry=Retry.NEVER)
+    await_link(listener, monitor, Link.UP)
+    listener.close()
+    _, hopeless = dealer(context, client_transport, retry=Retry.NEVER)
+    for lost in (monitor, hopeless):
+        while lost.link is not Link.LOST:
+            assert lost.socket.poll(PATIENCE_MS)
+            lost.drain()
 
 
 def test_a_frame_past_the_bound_costs_its_sender_the_connection(context: ZmqContext, transport: Transport) -> None:
