@@ -16,7 +16,7 @@ import zmq
 
 from actors.runtime.filelock import FileLock
 from actors.runtime.liveness import ProcessKind, ProcessState
-from actors.runtime.paths import RUN_FILE, RunInfo, read_or_make_token, write_atomically
+from actors.runtime.paths import RUN_FILE, read_or_make_token, read_run_file, write_atomically
 from actors.runtime.process import ProcessRuntime
 from actors.runtime.transport import Admission, Lane, Transport, ZmqContext
 from actors.runtime.version import VERSION
@@ -28,7 +28,7 @@ from broker.memory import resident_bytes
 from broker.routing import Router
 from broker.routing.bounds import BULK, CONTROL, LaneBounds
 from broker.routing.management import About, BrokerService
-from protocol.errors import EXIT_LOCKED, EXIT_OK
+from protocol.errors import EXIT_LOCKED, EXIT_OK, ErrorCode, LocalError
 from protocol.limits import MIB
 
 LOCK_FILE: Final = "broker.lock"
@@ -45,6 +45,7 @@ IO_THREADS: Final = 2
 CONTROL_THREAD: Final = 1
 BULK_THREAD: Final = 2
 """Which I/O threads serve a socket, as bits: 64 MiB on their way must not hold up a ping."""
+_LOCAL: Final = "ipc://"
 _EXPECTED_KINDS: Final = frozenset({ProcessKind.ACTOR, ProcessKind.WATCHDOG})
 
 
@@ -86,15 +87,20 @@ class Server:
         self._look_around(time.monotonic())  # before the first request: whom it is for may not be here yet
         self._set_state(ProcessState.READY)
         self._serve()
-        if runtime.replaced():
-            # Closing a socket would unlink its path, which is the successor's by now.
-            os._exit(EXIT_OK)
+        if not runtime.replaced():
+            self._leave()
+        return EXIT_OK
+
+    def _leave(self) -> None:
+        """Say what is left to say, and take the sockets away."""
         self._set_state(ProcessState.STOPPING)
-        if runtime.board.stopping:
+        if self._runtime.board.stopping:
             self._control.drain_and_refuse()
             self._bulk.drain_and_refuse()
         self._context.destroy(linger=LAST_WORDS_MS)
-        return EXIT_OK
+        for endpoint in (self._control.endpoint, self._bulk.endpoint, self._events.endpoint):
+            if endpoint.startswith(_LOCAL):
+                os.unlink(endpoint.removeprefix(_LOCAL))
 
     # --- sockets ----------------------------------------------------------------------------------------------------
 
@@ -108,8 +114,9 @@ class Server:
 
     def _open(self) -> None:
         """Bind everything."""
-        with open(self._run_path, encoding="utf-8") as file:
-            run = RunInfo.from_json(file.read())
+        run = read_run_file(self._run_path)
+        if run is None:
+            raise LocalError(ErrorCode.NOT_RUNNING, f"{self._run_path} does not tell where to bind")
         transport = Transport.for_run(run)
         self._context: ZmqContext = zmq.Context(IO_THREADS)
         self._admission = transport.admission(self._context)
@@ -128,10 +135,7 @@ class Server:
             self._runtime.log("WARN", "port_taken", "a port was taken; run.json tells the new one")
 
     def _drop_connections(self) -> None:
-        """Drop every connection with all that the transport holds for it, and bind anew.
-
-        The context goes too: only then is it certain that the old sockets' paths are unlinked before the new are made.
-        """
+        """Drop every connection with all that the transport holds for it, and bind anew."""
         self._selector.close()
         self._context.destroy(linger=0)
         self._control.forget_connections()

@@ -89,7 +89,11 @@ class Broker:
 
     def peer(self, lane: Lane = Lane.CONTROL) -> "Peer":
         """Return a connected socket."""
-        made = Peer(self, lane)
+        return self.peer_with(self.place.transport, lane)
+
+    def peer_with(self, transport: Transport, lane: Lane = Lane.CONTROL) -> "Peer":
+        """Return a socket that connects as `transport` says."""
+        made = Peer(self.context, transport, lane)
         self.peers.append(made)
         return made
 
@@ -113,9 +117,9 @@ class Broker:
 class Peer:
     """One DEALER."""
 
-    def __init__(self, broker: Broker, lane: Lane) -> None:
-        self.socket = broker.context.socket(zmq.DEALER)
-        broker.place.transport.connect(self.socket, lane)
+    def __init__(self, context: zmq.Context[Any], transport: Transport, lane: Lane) -> None:
+        self.socket = context.socket(zmq.DEALER)
+        transport.connect(self.socket, lane)
         self.socket.setsockopt(zmq.RCVTIMEO, PATIENCE_MS)
         self.socket.setsockopt(zmq.SNDTIMEO, PATIENCE_MS)
 
