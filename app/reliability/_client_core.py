@@ -36,7 +36,9 @@ DIAGNOSIS_SHARE: Final = 0.02
 RESEND_S: Final = 1.0
 SEND_RETRY_S: Final = 0.01
 RECONNECT_FIRST_S: Final = 0.002
-RECONNECT_S_MAX: Final = 0.032
+RECONNECT_GROWTH: Final = 1.25
+"""The pauses grow with the outage, so that its end is noticed within about a quarter of what it took."""
+RECONNECT_S_MAX: Final = 0.05
 PROBE_FIRST_S: Final = 0.1
 PROBE_S: Final = 0.25
 STANDING_STILL_S: Final = 1.25
@@ -101,7 +103,7 @@ class Call:
             return Step.PROBE
         if link is Link.LOST and now >= self._reconnect_at:
             self._reconnect_at = now + self._reconnect_pause_s
-            self._reconnect_pause_s = min(RECONNECT_S_MAX, self._reconnect_pause_s * 2)
+            self._reconnect_pause_s = min(RECONNECT_S_MAX, self._reconnect_pause_s * RECONNECT_GROWTH)
             return Step.RECONNECT
         return Step.WAIT
 

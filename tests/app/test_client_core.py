@@ -9,6 +9,8 @@ from app.reliability._client_core import (
     PROBE_FIRST_S,
     PROBE_S,
     RECONNECT_FIRST_S,
+    RECONNECT_GROWTH,
+    RECONNECT_S_MAX,
     RESEND_S,
     SEND_RETRY_S,
     Call,
@@ -69,13 +71,14 @@ def test_without_a_connection_it_looks_now_and_then() -> None:
 def test_a_lost_connection_is_sought_anew_in_ever_longer_steps_until_it_is_up() -> None:
     call = Call(ID, 60.0, 0.0)
     now, attempts = 0.0, []
-    while now < 0.09:
+    while now < 1.0:
         if call.step(Link.LOST, 0, now) is Step.RECONNECT:
             attempts.append(now)
         assert call.wake_at > now
         now = call.wake_at
     pauses = [later - earlier for earlier, later in itertools.pairwise(attempts)]
-    assert pauses == pytest.approx([0.002, 0.004, 0.008, 0.016, 0.032])
+    assert pauses[:2] == pytest.approx([RECONNECT_FIRST_S, RECONNECT_FIRST_S * RECONNECT_GROWTH])
+    assert pauses[-1] == pytest.approx(RECONNECT_S_MAX)
     call.step(Link.UP, 1, now)
     assert call.step(Link.LOST, 1, now) is Step.RECONNECT
     assert call.wake_at - now == pytest.approx(RECONNECT_FIRST_S)
