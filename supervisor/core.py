@@ -8,7 +8,8 @@ depends on it. The changes of state are `model.TRANSITIONS`. What it holds to:
 - charged restarts never exceed the budget in any rolling period; whoever failed beyond it is quarantined, and tried
   again as soon as the budget allows;
 - only the process that failed is charged, and what a person asks for never is;
-- what was stopped stays stopped until a person starts it.
+- what was stopped stays stopped until a person starts it;
+- whoever hangs is judged by somebody: by the watchdog, and that by the launcher, which stands in for it as well.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from protocol.errors import ErrorCode, LocalError
+from protocol.names import WATCHDOG
 from protocol.severity import Severity
 from supervisor.budget import Charges
 from supervisor.model import (
@@ -60,6 +62,7 @@ class Child:
         incarnation: the present life, or the last one.
         wanted: whether it shall run; False after a stop by hand.
         charges: its charged restarts.
+        paid: the life that the last charge paid for.
         started_at: when the present process was started.
         due_at: when the next start is due, in `BACKOFF` and `QUARANTINED`; None if only a person can start it.
         deadline: when the core acts by itself: `STARTING` must be over, or `STOPPING` has taken too long.
@@ -77,6 +80,7 @@ class Child:
     incarnation: int = 0
     wanted: bool = True
     charges: Charges = ()
+    paid: int = 0
     started_at: float = 0.0
     due_at: float | None = None
     deadline: float | None = None
@@ -133,7 +137,9 @@ class Supervisor:
         children = {}
         for spec in specs:
             past = remembered.get(spec.name, Remembered())
-            children[spec.name] = Child(spec, incarnation=past.incarnation, wanted=past.wanted, charges=past.charges)
+            children[spec.name] = Child(
+                spec, incarnation=past.incarnation, wanted=past.wanted, charges=past.charges, paid=past.paid
+            )
             if past.quarantined:
                 children[spec.name].state = State.QUARANTINED
         return cls(children, late_turn_s)
@@ -141,7 +147,9 @@ class Supervisor:
     def remembered(self) -> dict[str, Remembered]:
         """Return what has to outlive this launcher."""
         return {
-            name: Remembered(child.incarnation, child.charges, child.wanted, child.state is State.QUARANTINED)
+            name: Remembered(
+                child.incarnation, child.charges, child.paid, child.wanted, child.state is State.QUARANTINED
+            )
             for name, child in self.children.items()
         }
 
@@ -151,6 +159,13 @@ class Supervisor:
         for child in self.children.values():
             times += [time for time in (child.due_at, child.deadline) if time is not None]
         return min(times, default=None)
+
+    def judges(self) -> list[str]:
+        """Return whom the launcher judges: the watchdog, which judges everybody else; without one, everybody."""
+        watchdog = self.children.get(WATCHDOG)
+        if watchdog is not None and watchdog.state in LIVE:
+            return [WATCHDOG]
+        return [name for name, child in self.children.items() if child.state in LIVE]
 
     # --- what happens ---------------------------------------------------------------------------------------------
 
@@ -287,6 +302,10 @@ class Supervisor:
     def _adopt(self, child: Child, found: Found, now: float) -> list[Effect]:
         child.reason = found.reason
         child.since = found.since
+        owing = found.state is State.STARTING and not found.had_process and child.paid == found.incarnation
+        if owing or child.paid > found.incarnation:
+            # The predecessor died after it had paid for a start and before it made it: whoever makes it pays then.
+            child.charges, child.paid = child.charges[:-1], 0
         if found.had_process:
             child.incarnation = found.incarnation
             child.started_at = found.started_at
@@ -302,8 +321,7 @@ class Supervisor:
                 child.due_at = min(max(found.retry_at, now), now + BACKOFF_S_MAX)
             return []
         child.state = State.STOPPED
-        # In STARTING without a process: the predecessor died before it could start what it had already charged.
-        return self._start(child, now, charged=False) if child.wanted else []
+        return self._start(child, now, charged=owing) if child.wanted else []
 
     def _adopt_living(self, child: Child, found: Found, now: float) -> list[Effect]:
         name = child.spec.name
@@ -335,6 +353,7 @@ class Supervisor:
         child.failures = child.failures + 1 if charged else 1
         child.move(Event.START, now)
         child.incarnation += 1
+        child.paid = child.incarnation if charged else child.paid
         child.started_at = now
         child.due_at = child.ending = child.killed_at = None
         child.deadline = now + child.spec.start_timeout_s

@@ -105,7 +105,7 @@ class Fleet:
                     self._selector.unregister(berth.process.exit_fd)
                 berth.process.close()
                 berth.process = None
-                exit_ = how_it_ended(berth.slot, berth.incarnation, status)
+                exit_ = how_it_ended(berth.slot.watchdog.read(), berth.incarnation, status)
                 yield name, berth.incarnation, with_last_words(exit_, self._stderr_path(name))
 
     def newly_ready(self, children: Mapping[str, Child]) -> list[Child]:

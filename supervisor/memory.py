@@ -1,7 +1,7 @@
 """What outlives the launcher: restarts.json, on tmpfs for its own death, and a durable copy in DATA for a reboot.
 
-``{"revision": N, "processes": {NAME: {"incarnation", "wanted", "quarantined", "restarts": [{"boot", "mono_ms",
-"wall_s"}]}}}``. The copy of higher revision is believed, entry by entry: what is damaged counts as not there. A
+``{"revision": N, "processes": {NAME: {"incarnation", "paid", "wanted", "quarantined", "restarts": [{"boot",
+"mono_ms", "wall_s"}]}}}``. The copy of higher revision is believed, entry by entry: what is damaged is not there. A
 charge of this boot is dated by the monotonic clock, one of another boot by the wall clock within bounds
 (`budget.age_s`).
 """
@@ -32,6 +32,7 @@ def encode(revision: int, remembered: Mapping[str, Remembered], at: Moment) -> b
     processes = {
         name: {
             "incarnation": past.incarnation,
+            "paid": past.paid,
             "wanted": past.wanted,
             "quarantined": past.quarantined,
             "restarts": [
@@ -84,6 +85,7 @@ def _process(fields: dict[str, Any], at: Moment, period_s: float) -> Remembered:
     return Remembered(
         incarnation=_whole(fields.get("incarnation")),
         charges=tuple(sorted(charge for charge in charges if charge is not None)),
+        paid=_whole(fields.get("paid")),
         wanted=fields.get("wanted") is not False,
         quarantined=fields.get("quarantined") is True,
     )

@@ -109,12 +109,14 @@ class Remembered:
     Attributes:
         incarnation: the last life that was started.
         charges: its charged restarts.
+        paid: the life that the last charge paid for.
         wanted: False after it was stopped by hand.
         quarantined: whether it was last seen in quarantine.
     """
 
     incarnation: int = 0
     charges: Charges = ()
+    paid: int = 0
     wanted: bool = True
     quarantined: bool = False
 

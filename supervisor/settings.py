@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from actors.runtime.config import SupervisionConfig
-from actors.runtime.liveness import LAUNCHER_SLOT, ProcessKind
+from actors.runtime.liveness import ProcessKind
 from protocol.names import LAUNCHER
 from supervisor.budget import Budget
 from supervisor.model import ChildSpec
@@ -58,17 +58,12 @@ class Settings:
 
     def specs(self) -> list[ChildSpec]:
         """Return how each process is supervised."""
-        return [
-            ChildSpec(
-                definition.name,
-                self.budget,
-                self.supervision.start_timeout_s,
-                self.supervision.stop_timeout_s,
-                definition.stop_rank,
-            )
-            for definition in self.definitions
-        ]
+        return [self._spec(definition.name, definition.stop_rank) for definition in self.definitions]
 
-    def own_definition(self) -> Definition:
-        """Return the launcher's own place."""
-        return Definition(LAUNCHER, ProcessKind.LAUNCHER, "", LAUNCHER_SLOT, 0)
+    def own_spec(self) -> ChildSpec:
+        """Return the same for the launcher: its budget counts, the rest is only shown."""
+        return self._spec(LAUNCHER, 0)
+
+    def _spec(self, name: str, stop_rank: int) -> ChildSpec:
+        supervision = self.supervision
+        return ChildSpec(name, self.budget, supervision.start_timeout_s, supervision.stop_timeout_s, stop_rank)

@@ -15,11 +15,11 @@ from typing import Any, Final
 from actors.runtime import paths
 from actors.runtime.identity import boot_id, own_identity
 from actors.runtime.journal import new_entry
-from actors.runtime.liveness import LAUNCHER_SLOT, ProcessKind, ProcessRecord, ProcessState
+from actors.runtime.liveness import LAUNCHER_SLOT, ProcessRecord, ProcessState
 from actors.runtime.process import register_stacks
 from actors.runtime.version import VERSION
 from protocol.errors import ErrorCode, LocalError, ReliabilityError
-from protocol.names import BROKER, LAUNCHER, WATCHDOG
+from protocol.names import BROKER, LAUNCHER
 from protocol.severity import Severity
 from supervisor import console
 from supervisor.control import ControlServer, Request, listen_local, listen_tcp
@@ -48,9 +48,9 @@ from supervisor.port import ProcessControl
 from supervisor.records import Records
 from supervisor.settings import Settings
 from supervisor.signals import Signals
-from supervisor.slots import record_of
+from supervisor.slots import record_of_launcher
 from supervisor.takeover import Takeover, take_over
-from supervisor.watch import WatchdogWatch
+from supervisor.watch import Watch
 
 READINESS_POLL_S: Final = 0.005
 """How often the board is read while a process starts."""
@@ -84,7 +84,7 @@ class Shell:
         self._copies = DurableCopies(control, self._selector)
         self._memory = RestartsFile(self._runtime(paths.RESTARTS_FILE), self._data(paths.RESTARTS_FILE), self._copies)
         self._fleet = Fleet(settings, ground, control, self._selector)
-        self._watch = WatchdogWatch(ground, settings.supervision)
+        self._watch = Watch(ground, settings.supervision, {item.name: item.slot for item in settings.definitions})
         self._slot = ground.board.slots[LAUNCHER_SLOT]
         self._board_file = _file_identity(ground.board.path)
         self._identity = own_identity()
@@ -127,15 +127,15 @@ class Shell:
     def _begin(self) -> None:
         taken, now = self._taken, time.monotonic()
         register_stacks(self._ground.runtime_dir, LAUNCHER_SLOT)
-        self._show(now)
+        self._show_own(now)  # and nothing of the others yet: what the board says of them is still needed
         if not taken.running:
             self._prepare()
         for name, identity in taken.running.items():
             self._fleet.adopt(name, taken.found[name].incarnation, identity)
         if taken.predecessor is not None:
             self._records.restart(taken.predecessor)
+        self._do([Persist()])  # this launcher's own restart, before it does anything that it may die of
         self._do(self._core.begin(taken.found, now))
-        self._do([Persist()])
         self._own.state, self._own.since = State.READY, time.monotonic()
         self._tell_beginning(taken)
         self._show(now)
@@ -164,10 +164,8 @@ class Shell:
 
     def _tick(self, now: float) -> None:
         self._server.expire(now)
-        hung = self._watch.tick(now)
-        if hung is not None:
-            incarnation, cause = hung
-            self._do(self._core.judged_hung(WATCHDOG, incarnation, cause, now))
+        for name, incarnation, cause in self._watch.tick(now, self._core.judges()):
+            self._do(self._core.judged_hung(name, incarnation, cause, now))
 
     def _leave(self) -> None:
         """Remove what is left of the launcher itself: sockets, board, and whatever is no history."""
@@ -317,24 +315,24 @@ class Shell:
     # --- what the world sees --------------------------------------------------------------------------------------
 
     def _show(self, now: float) -> None:
-        """Bring the board up to date: the children's records, and the launcher's own."""
+        """Bring the board up to date."""
+        self._show_own(now)
+        self._fleet.show(self._core.children, now)
+        if self._core.phase is not Phase.MARKING and self._downs:
+            self._answer_downs(durable=False)
+
+    def _show_own(self, now: float) -> None:
         own = self._own
         if self._core.phase is not Phase.RUNNING and own.state is not State.STOPPING:
             own.state, own.since = State.STOPPING, now
-        free_at = own.spec.budget.free_at(own.charges, now)
-        own.due_at = None if free_at == now else free_at or now + own.spec.budget.period_s
         process = ProcessRecord(
             self._identity.pid, self._identity.start_time, own.incarnation, ProcessState(own.state), version=VERSION
         )
         if self._slot.process.read() != process:
             self._slot.process.write(process)
-        hang_timeout_s = self._settings.supervision.hang_timeout_s
-        record = record_of(own, ProcessKind.LAUNCHER, self._identity, hang_timeout_s, now)
+        record = record_of_launcher(own, self._identity, self._settings.supervision.hang_timeout_s, now)
         if self._slot.launcher.read() != record:
             self._slot.launcher.write(record)
-        self._fleet.show(self._core.children, now)
-        if self._core.phase is not Phase.MARKING and self._downs:
-            self._answer_downs(durable=False)
 
     def _about(self, now: float) -> dict[str, Any]:
         return {

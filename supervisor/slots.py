@@ -2,11 +2,19 @@
 
 import os
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
 from actors.runtime.identity import ProcessIdentity
-from actors.runtime.liveness import LauncherRecord, ProcessKind, ProcessRecord, ProcessState, Slot, Verdict
+from actors.runtime.liveness import (
+    LauncherRecord,
+    ProcessKind,
+    ProcessRecord,
+    ProcessState,
+    Verdict,
+    WatchdogRecord,
+)
 from supervisor.core import Child
 from supervisor.model import Exit, Found, State
 from supervisor.port import ExitStatus
@@ -15,42 +23,52 @@ REASON_CHARACTERS_MAX: Final = 200
 """So that a record fits its area whatever a cause says."""
 
 
-def found_in(slot: Slot, boot: str) -> tuple[Found, ProcessIdentity | None] | None:
-    """Return what a predecessor left in `slot`, and the process it names if that runs; None if it left nothing."""
-    record = slot.launcher.read()
-    if record is None:
-        return None
-    own = slot.process.read()
+def found_in(
+    record: LauncherRecord,
+    own: ProcessRecord | None,
+    verdict: WatchdogRecord | None,
+    boot: str,
+    is_running: Callable[[ProcessIdentity], bool] = ProcessIdentity.is_running,
+) -> tuple[Found, ProcessIdentity | None]:
+    """Return what a predecessor left in a slot, and the process it means if that runs.
+
+    Args:
+        record: what the launcher wrote there.
+        own: what the process wrote there.
+        verdict: what the watchdog wrote there.
+        boot: the present boot.
+        is_running: tells whether exactly this process exists.
+    """
     pid, start_time = record.pid, record.start_time
-    if not pid and own is not None and own.incarnation == record.incarnation:
+    same_life = own is not None and own.incarnation == record.incarnation
+    if not pid and own is not None and same_life:
         pid, start_time = own.pid, own.start_time  # started, and its launcher died before it could say so
     identity = ProcessIdentity(pid, start_time, boot)
-    alive = pid != 0 and identity.is_running()
+    alive = pid != 0 and is_running(identity)
     found = Found(
         state=_state(record.state),
         incarnation=record.incarnation,
         alive=alive,
         had_process=record.pid != 0 or alive,
-        leaving=own is not None and own.incarnation == record.incarnation and own.state == ProcessState.STOPPING,
+        leaving=own is not None and same_life and own.state == ProcessState.STOPPING,
         since=record.since_ms / 1000,
         started_at=record.started_ms / 1000,
         retry_at=record.retry_at_ms / 1000,
         reason=record.reason,
-        exit=how_it_ended(slot, record.incarnation, None),
+        exit=how_it_ended(verdict, record.incarnation, None),
     )
     return found, identity if alive else None
 
 
-def how_it_ended(slot: Slot, incarnation: int, status: ExitStatus | None) -> Exit:
-    """Say why life `incarnation` in `slot` ended: the watchdog's verdict comes before what the system says.
+def how_it_ended(verdict: WatchdogRecord | None, incarnation: int, status: ExitStatus | None) -> Exit:
+    """Say why a life ended: the watchdog's verdict on it comes before what the system says.
 
     Args:
-        slot: the process's slot.
+        verdict: what the watchdog wrote last.
         incarnation: the life that ended.
         status: what the system says; None if no launcher was there when it ended.
     """
     code, number = (status.exit_code, status.signal) if status else (None, None)
-    verdict = slot.watchdog.read()
     if verdict is not None and verdict.incarnation == incarnation and verdict.verdict == Verdict.HUNG:
         return Exit(f"hung: {verdict.cause}"[:REASON_CHARACTERS_MAX], code, number, verdict.evidence)
     if number is not None:
@@ -97,6 +115,14 @@ def record_of(
         start_timeout_ms=int(child.spec.start_timeout_s * 1000),
         reason=child.reason[:REASON_CHARACTERS_MAX],
     )
+
+
+def record_of_launcher(own: Child, identity: ProcessIdentity, hang_timeout_s: float, now: float) -> LauncherRecord:
+    """Return what the board shall say of the launcher; its `retry_at_ms` tells survivors when they may replace it."""
+    budget = own.spec.budget
+    free_at = budget.free_at(own.charges, now)
+    own.due_at = None if free_at == now else free_at or now + budget.period_s
+    return record_of(own, ProcessKind.LAUNCHER, identity, hang_timeout_s, now)
 
 
 def says_ready(own: ProcessRecord | None, child: Child) -> bool:

@@ -50,25 +50,11 @@ def take_over(settings: Settings, ground: Ground, remembered: Mapping[str, Remem
         OverBudgetError: nothing has been touched.
     """
     past = remembered.get(LAUNCHER, Remembered())
-    budget = settings.budget
-    charges = past.charges
-    if settings.successor:
-        if not budget.allows(charges, now):
-            raise OverBudgetError
-        charges = budget.add(charges, now)
+    own = launcher_as_child(settings.own_spec(), past, ground.board.epoch, successor=settings.successor, now=now)
+    own.started_at = settings.started_at
+    ground.board.epoch = own.incarnation
     own_slot = ground.board.slots[LAUNCHER_SLOT]
     before = own_slot.launcher.read() if ground.adopting else None
-    supervision = settings.supervision
-    spec = ChildSpec(LAUNCHER, budget, supervision.start_timeout_s, supervision.stop_timeout_s, 0)
-    own = Child(
-        spec,
-        state=State.STARTING,
-        since=now,
-        incarnation=max(ground.board.epoch, past.incarnation) + 1,
-        charges=charges,
-        started_at=settings.started_at,
-    )
-    ground.board.epoch = own.incarnation
     if not ground.adopting:
         # A person starts the system: everything runs again, but for what its budget forbids.
         remembered = {name: replace(process, wanted=True) for name, process in remembered.items()}
@@ -83,8 +69,29 @@ def take_over(settings: Settings, ground: Ground, remembered: Mapping[str, Remem
     )
 
 
+def launcher_as_child(spec: ChildSpec, past: Remembered, epoch: int, *, successor: bool, now: float) -> Child:
+    """Return the launcher itself in the form of a child: a life later than any before, and charged if it succeeds one.
+
+    Raises:
+        OverBudgetError: its budget does not allow another restart.
+    """
+    charges = past.charges
+    if successor:
+        if not spec.budget.allows(charges, now):
+            raise OverBudgetError
+        charges = spec.budget.add(charges, now)
+    return Child(
+        spec,
+        state=State.STARTING,
+        since=now,
+        incarnation=max(epoch, past.incarnation) + 1,
+        charges=charges,
+        started_at=now,
+    )
+
+
 def _end_of(record: LauncherRecord, slot: Slot, *, charged: bool) -> RecordRestart:
-    exit_ = how_it_ended(slot, record.incarnation, None)
+    exit_ = how_it_ended(slot.watchdog.read(), record.incarnation, None)
     return RecordRestart(LAUNCHER, record.incarnation, exit_, charged=charged, manual=not charged)
 
 
@@ -95,10 +102,9 @@ def _look_around(settings: Settings, ground: Ground) -> tuple[dict[str, Found], 
         return found, running
     expected = {definition.slot: definition.name for definition in settings.definitions}
     for slot, record in ground.board.occupied():
-        seen = found_in(slot, ground.board.boot_id)
-        if slot.number == LAUNCHER_SLOT or seen is None:
+        if slot.number == LAUNCHER_SLOT:
             continue
-        process, identity = seen
+        process, identity = found_in(record, slot.process.read(), slot.watchdog.read(), ground.board.boot_id)
         if expected.get(slot.number) == record.name:
             found[record.name] = process
             if identity is not None:

@@ -1,43 +1,48 @@
-"""The launcher's eye on the watchdog: the same detector that the watchdog uses on everybody else."""
+"""The launcher's eye on the watchdog, or on everybody while there is none: with the detector of the watchdog itself."""
 
-from typing import Final
+from collections.abc import Iterator, Mapping, Sequence
 
 from actors.runtime.config import SupervisionConfig
 from actors.runtime.examine import examiner, observe
 from actors.runtime.identity import ProcessIdentity
-from actors.runtime.liveness import WATCHDOG_SLOT
-from actors.runtime.verdict import Cause, HangDetector, Look, Stage, name_cause
+from actors.runtime.liveness import LauncherRecord, Slot
+from actors.runtime.verdict import Cause, HangDetector, Judgement, Look, Stage, name_cause
 from supervisor.ground import Ground
 
-_LOOK_AT: Final = frozenset({Stage.SUSPECT, Stage.HUNG})
 
+class Watch:
+    """Judges some of the processes, once per tick of the launcher."""
 
-class WatchdogWatch:
-    """Judges the watchdog, once per tick of the launcher."""
-
-    def __init__(self, ground: Ground, supervision: SupervisionConfig) -> None:
-        """Watch the watchdog's slot of `ground`'s board."""
+    def __init__(self, ground: Ground, supervision: SupervisionConfig, slots: Mapping[str, int]) -> None:
+        """Watch processes on `ground`'s board; `slots` says where each name has its place."""
         self._boot = ground.board.boot_id
-        self._slot = ground.board.slots[WATCHDOG_SLOT]
+        self._slots = {name: ground.board.slots[number] for name, number in slots.items()}
         self._detector = HangDetector(supervision.tick_s)
         self._examiner = examiner(portable=ground.portable)
-        self._first: Look | None = None
+        self._first: dict[int, Look | None] = {}
 
-    def tick(self, now: float) -> tuple[int, Cause] | None:
-        """Count one tick; return the life that hangs, and of what, once it counts as hung."""
-        record = self._slot.launcher.read()
-        if record is None:
+    def tick(self, now: float, names: Sequence[str]) -> Iterator[tuple[str, int, Cause]]:
+        """Count one tick for `names`; yield name, life and cause of each that counts as hung from now on."""
+        peers: dict[int, tuple[str, Slot, LauncherRecord]] = {}
+        for name in names:
+            slot = self._slots[name]
+            record = slot.launcher.read()
+            if record is not None:
+                peers[slot.number] = (name, slot, record)
+        observed = [observe(slot, record, self._boot) for _, slot, record in peers.values()]
+        for judgement in self._detector.tick(now, observed).judgements:
+            name, _, record = peers[judgement.key]
+            cause = self._cause(judgement, record) if judgement.changed else None
+            if cause is not None:
+                yield name, judgement.incarnation, cause
+
+    def _cause(self, judgement: Judgement, record: LauncherRecord) -> Cause | None:
+        """Look at a process as its silence begins to count and as it is over; return why it hangs, if it does."""
+        if judgement.stage not in (Stage.SUSPECT, Stage.HUNG):
             return None
-        round_ = self._detector.tick(now, [observe(self._slot, record, self._boot)])
-        for judgement in round_.judgements:
-            if not judgement.changed or judgement.stage not in _LOOK_AT:
-                continue
-            look = self._examiner.look(ProcessIdentity(record.pid, record.start_time, self._boot))
-            if judgement.stage is Stage.SUSPECT:
-                self._first = look
-                continue
-            cause = name_cause(judgement.standing, self._first, look)
-            if cause is Cause.STARVED and self._detector.extend(judgement.key):
-                continue
-            return judgement.incarnation, cause
-        return None
+        look = self._examiner.look(ProcessIdentity(record.pid, record.start_time, self._boot))
+        if judgement.stage is Stage.SUSPECT:
+            self._first[judgement.key] = look
+            return None
+        cause = name_cause(judgement.standing, self._first.get(judgement.key), look)
+        return None if cause is Cause.STARVED and self._detector.extend(judgement.key) else cause

@@ -445,7 +445,19 @@ def test_a_backoff_that_the_budget_no_longer_allows_becomes_a_quarantine() -> No
     assert core.children["a"].state is State.QUARANTINED
 
 
-def test_a_start_that_was_charged_and_not_carried_out_is_not_charged_again() -> None:
-    core, effects = adopted(Found(State.STARTING, 5), charges=(999.0,))
+def test_a_start_that_was_paid_and_not_made_is_paid_when_it_is_made_and_only_then() -> None:
+    core, effects = adopted(Found(State.STARTING, 5), charges=(990.0, 999.0), paid=5)
     assert acts(effects) == [Spawn("a", 6)]
-    assert core.children["a"].charges == (999.0,)
+    assert core.children["a"].charges == (990.0, 1000.0)
+
+
+def test_a_start_that_was_paid_and_is_not_even_on_the_board_is_paid_when_it_is_made() -> None:
+    core, effects = adopted(Found(State.READY, 5, had_process=True), incarnation=6, charges=(990.0, 999.0), paid=6)
+    assert acts(effects) == [Spawn("a", 6)]
+    assert core.children["a"].charges == (990.0, 1000.0)
+
+
+def test_a_start_that_nobody_had_to_pay_is_made_up_for_free() -> None:
+    core, effects = adopted(Found(State.STARTING, 5), charges=(990.0,), paid=3)
+    assert acts(effects) == [Spawn("a", 6)]
+    assert core.children["a"].charges == (990.0,)
