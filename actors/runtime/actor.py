@@ -22,7 +22,7 @@ from actors.runtime.liveness import ProcessState
 from actors.runtime.operations import LEASE_CAP_DEFAULT_S, WINDOW_DEFAULT, Operation
 from actors.runtime.paths import read_or_make_token
 from actors.runtime.process import ProcessRuntime, run_process
-from actors.runtime.reactor import Mailbox, Reactor, Source
+from actors.runtime.reactor import Mailbox, Reactor
 from actors.runtime.registration import Phase
 from actors.runtime.serving import Draining, Service
 from actors.runtime.transport import Lane, ZmqContext
@@ -146,13 +146,13 @@ class Context:
         """Have the loop call `callback`; from any thread."""
         self._loop.mailbox.post(callback)
 
-    def register(self, source: Source, callback: Callable[[], None]) -> None:
-        """Have the loop call `callback` in each turn in which `source`, a descriptor or ZeroMQ socket, is readable."""
-        self._loop.reactor.register(source, callback)
+    def register(self, descriptor: int, callback: Callable[[], None]) -> None:
+        """Have the loop call `callback` in each turn in which `descriptor` is readable."""
+        self._loop.reactor.register(descriptor, callback)
 
-    def unregister(self, source: Source) -> None:
-        """Stop waiting for `source`; before it is closed."""
-        self._loop.reactor.unregister(source)
+    def unregister(self, descriptor: int) -> None:
+        """Stop waiting for `descriptor`; before it is closed."""
+        self._loop.reactor.unregister(descriptor)
 
     def look_after_launcher(self) -> None:
         """Have the guardian look now rather than at its next tick: something hints that the launcher is gone."""

@@ -187,6 +187,7 @@ class BrokerConnection:
                 self._perform(self.registration.dropped(time.monotonic()))
             if self._socket is not socket:
                 return
+        self._reactor.doubt(socket)
 
     def _perform(self, effects: tuple[Effect, ...]) -> None:
         for effect in effects:
@@ -202,6 +203,7 @@ class BrokerConnection:
                     self._renew()
 
     def _try_send(self, frames: list[bytes]) -> bool:
+        self._reactor.doubt(self._socket)
         try:
             self._socket.send_multipart(frames, zmq.NOBLOCK)
         except zmq.Again:
@@ -245,3 +247,4 @@ class Subscriber:
             except zmq.Again:
                 return
             self._on_message(frames)
+        self._reactor.doubt(self._socket)

@@ -19,38 +19,40 @@ _MAILBOX_READ_BYTES: Final = 4096
 class Reactor:
     """Calls back whoever waits for input. One system call a turn, where `zmq.Poller` makes three for each socket.
 
-    A ZeroMQ descriptor tells only of what has happened since its socket was last used in any way. So the sockets are
-    asked once more before each wait.
+    A ZeroMQ descriptor tells only of what has happened since its socket was last used in any way. So whoever has sent,
+    or has not received all there is, says so (`doubt`), and the socket is asked before the next wait.
     """
 
     def __init__(self) -> None:
         """Wait for nothing yet."""
         self._selector = selectors.DefaultSelector()
         self._callbacks: dict[Source, Callable[[], None]] = {}
-        self._sockets: dict[int, Socket] = {}
+        self._doubted: set[Socket] = set()
 
     def register(self, source: Source, callback: Callable[[], None]) -> None:
         """Call `callback` in each turn in which `source` is readable."""
-        descriptor = _descriptor(source)
-        if isinstance(source, zmq.Socket):
-            self._sockets[descriptor] = source
-        self._selector.register(descriptor, selectors.EVENT_READ, source)
+        self._selector.register(_descriptor(source), selectors.EVENT_READ, source)
         self._callbacks[source] = callback
+        if isinstance(source, zmq.Socket):
+            self._doubted.add(source)
 
     def unregister(self, source: Source) -> None:
         """Stop waiting for `source`; does nothing if nobody does. Before it is closed."""
         if self._callbacks.pop(source, None) is not None:
-            descriptor = _descriptor(source)
-            self._sockets.pop(descriptor, None)
-            self._selector.unregister(descriptor)
+            self._selector.unregister(_descriptor(source))
+            if isinstance(source, zmq.Socket):
+                self._doubted.discard(source)
+
+    def doubt(self, socket: Socket) -> None:
+        """Take in that `socket` may have input that its descriptor does not tell of."""
+        self._doubted.add(socket)
 
     def wait(self, timeout_s: float) -> list[Source]:
         """Wait for input, at most `timeout_s`; return who may have some."""
-        ready: list[Source] = [socket for socket in self._sockets.values() if _has_input(socket)]
-        if ready:
-            timeout_s = 0.0
-        ready += [key.data for key, _ in self._selector.select(max(0.0, timeout_s)) if key.data not in ready]
-        return ready
+        ready: list[Source] = [socket for socket in self._doubted if _has_input(socket)]
+        self._doubted.clear()
+        timeout_s = 0.0 if ready else max(0.0, timeout_s)
+        return ready + [key.data for key, _ in self._selector.select(timeout_s) if key.data not in ready]
 
     def call(self, ready: list[Source]) -> None:
         """Call back for each of `ready`, unless an earlier callback has unregistered it."""
