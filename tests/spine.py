@@ -98,6 +98,7 @@ class System:
     def __init__(self, where: Place) -> None:
         self.where = where
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._started: list[subprocess.Popen[bytes]] = []
         self._incarnations: dict[str, int] = {}
         self._enter(LAUNCHER_SLOT, "launcher", ProcessKind.LAUNCHER, os.getpid(), 1)
 
@@ -110,7 +111,12 @@ class System:
         command = [sys.executable, *(program or ("-m", "broker.__main__")), *arguments]
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         process = self._processes[name] = subprocess.Popen(command, env=environment, cwd=ROOT, start_new_session=True)
+        self._started.append(process)
         self._enter(slot, name, kind, process.pid, incarnation)
+
+    def process(self, name: str) -> subprocess.Popen[bytes]:
+        """The present life of `name`."""
+        return self._processes[name]
 
     def signal(self, name: str, number: int) -> None:
         """Signal `name`, and wait for its end if that ends it."""
@@ -121,10 +127,6 @@ class System:
     def kill(self, name: str) -> None:
         """Kill `name`."""
         self.signal(name, signal.SIGKILL)
-
-    def exit_code(self, name: str) -> int | None:
-        """How `name` ended."""
-        return self._processes[name].returncode
 
     def state(self, name: str) -> str:
         """What `name` says of itself."""
@@ -140,7 +142,7 @@ class System:
 
     def end(self) -> None:
         """Kill what still runs."""
-        for process in self._processes.values():
+        for process in self._started:
             process.kill()
             process.wait()
 

@@ -36,8 +36,8 @@ from protocol.names import TOPIC_STATE_PREFIX, is_valid_name
 from protocol.severity import Severity
 
 BULK_WINDOW: Final = 4
-LATE_TURN_S: Final = 1.0
-"""After a turn this late (frozen, suspended) the loop asks first whether it was replaced meanwhile."""
+LATE_TURN_S: Final = 0.25
+"""After a turn that is this late (frozen, suspended) the loop asks first whether it was replaced meanwhile."""
 UNREGISTERED_GRACE_S: Final = 2.0
 """An actor that cannot reach the broker for so long is ready nevertheless: its own work does not need the broker."""
 FIRST_TICK_S: Final = 0.05

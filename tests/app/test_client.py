@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from actors.runtime.liveness import ProcessState
 from app.reliability.client import IDLE_CHANNELS_MAX, Client, Lane
 from protocol.errors import ErrorCode, LocalError, ProtocolError, ReliabilityError, RemoteError
 from protocol.limits import CONTROL_FRAME_BYTES_MAX
@@ -297,13 +298,28 @@ def test_a_worker_that_is_told_to_leave_hands_over_and_no_call_fails(system: Sys
         thread.start()
         for _ in range(3):
             system.signal("shop", signal.SIGTERM)
-            assert system.exit_code("shop") == 0
+            assert system.process("shop").returncode == 0
             so_far = len(answered)
             system.start("shop", *SHOP)
             until(lambda so_far=so_far: len(answered) > so_far, "the next shop's answer")  # type: ignore[misc]
         stop.set()
         thread.join()
     assert errors == []
+
+
+def test_a_frozen_actor_that_was_replaced_leaves_when_it_thaws(system: System) -> None:
+    with client_of(system) as client:
+        frozen = system.process("shop")
+        system.signal("shop", signal.SIGSTOP)
+        with pytest.raises(ReliabilityError):
+            client.call("shop", "order", timeout=0.2, text="stale")
+        system.start("shop", *SHOP)
+        until(lambda: system.state("shop") == ProcessState.READY, "the next shop ready")
+        assert client.call("shop", "status")["incarnation"] == 2
+        frozen.send_signal(signal.SIGCONT)
+        assert frozen.wait(PATIENCE_S) == 0
+        status = client.call("shop", "status")
+        assert (status["incarnation"], status["executed"]) == (2, 0)
 
 
 def test_a_broker_that_comes_back_on_other_ports_is_found() -> None:
