@@ -70,6 +70,7 @@ class Server:
         self._bulk = self._lane(Lane.BULK, BULK, BULK_MESSAGES_PER_TURN, now)
         self._events = EventsSocket(self._control.router.topics)
         self._admission: Admission | None = None
+        self._connections_dropped = False
         self._reported = self._hostile_counts()
         self._tick_at = self._look_around_at = self._report_at = now
 
@@ -141,6 +142,7 @@ class Server:
         self._control.forget_connections()
         self._bulk.forget_connections()
         self._open()
+        self._reported = self._hostile_counts()
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 
@@ -180,6 +182,7 @@ class Server:
         if now >= self._tick_at:
             self._tick_at = now + self._runtime.supervision.tick_s
             self._survive(now)
+            self._bound_memory()
         if now >= self._look_around_at:
             self._look_around_at = now + LOOK_AROUND_INTERVAL_S
             self._look_around(now)
@@ -190,13 +193,25 @@ class Server:
         names = [record.name for _, record in self._runtime.board.occupied() if record.kind in _EXPECTED_KINDS]
         for lane in (self._control, self._bulk):
             lane.router.expect(names, now)
-        memory_mib = resident_bytes() // MIB
-        if memory_mib > self._config.memory_mib_max:
-            text = f"{memory_mib} MiB in use: all connections are dropped, with what the transport held for them"
-            self._runtime.log("ERROR", "memory_bound", text, memory_mib=memory_mib)
-            self._drop_connections()
         if now >= self._report_at:
             self._report(now)
+
+    def _bound_memory(self) -> None:
+        """Drop what peers make the transport hold before it is too much.
+
+        Raises:
+            LocalError: that has not helped, so only a new process will.
+        """
+        memory_mib = resident_bytes() // MIB
+        if memory_mib <= self._config.memory_mib_max:
+            self._connections_dropped = False
+            return
+        if self._connections_dropped:
+            raise LocalError(ErrorCode.FAILED, f"{memory_mib} MiB are in use though every connection was dropped")
+        self._connections_dropped = True
+        text = f"{memory_mib} MiB in use: all connections are dropped, with what the transport held for them"
+        self._runtime.log("ERROR", "memory_bound", text, memory_mib=memory_mib)
+        self._drop_connections()
 
     def _report(self, now: float) -> None:
         """Sum up refused clients and hostile messages in the audit trail."""
