@@ -79,22 +79,24 @@ class Fleet:
         self._show(berth, child, now)
         process.release()
 
-    def terminate(self, name: str) -> None:
+    def terminate(self, child: Child, now: float) -> None:
         """Ask a process to leave; one that the watchdog holds for hung would not hear it, and is killed."""
-        berth = self._berths[name]
+        berth = self._berths[child.spec.name]
         if berth.process is None:
             return
+        self._show(berth, child, now)  # before the signal, so that a successor knows why it went
         verdict = berth.slot.watchdog.read()
         if verdict and verdict.incarnation == berth.incarnation and verdict.verdict == Verdict.HUNG:
             berth.process.kill()
         else:
             berth.process.terminate(thaw=False)
 
-    def kill(self, name: str) -> None:
+    def kill(self, child: Child, now: float) -> None:
         """Kill a process with its whole tree."""
-        process = self._berths[name].process
-        if process is not None:
-            process.kill()
+        berth = self._berths[child.spec.name]
+        if berth.process is not None:
+            self._show(berth, child, now)
+            berth.process.kill()
 
     def ended(self) -> Iterator[tuple[str, int, Exit]]:
         """Yield name, life and end of every process that has ended since the last call."""

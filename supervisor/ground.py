@@ -37,6 +37,7 @@ class Ground:
         runtime_dir: the runtime directory.
         board: the liveness board: a predecessor's if `adopting`, else a fresh one.
         adopting: whether there are processes to take over, or a successor's duty to do so.
+        stop_interrupted: whether those processes were being stopped, and their launcher died over it.
         portable: which ports are used; a running system keeps the ones it has.
         previous: what the last run.json said.
     """
@@ -45,6 +46,7 @@ class Ground:
     runtime_dir: str
     board: Board
     adopting: bool
+    stop_interrupted: bool
     portable: bool
     previous: RunInfo | None
 
@@ -73,9 +75,9 @@ def take(settings: Settings) -> Ground:
     adopting = board is not None and (settings.successor or _anybody_runs(board))
     if board is None or not adopting:
         board = Board.create(os.path.join(runtime_dir, paths.BOARD_FILE))
-    board.stopping = False
+    stop_interrupted, board.stopping = board.stopping, False
     portable = previous.portable if adopting and previous else settings.portable
-    return Ground(lock, runtime_dir, board, adopting, portable, previous)
+    return Ground(lock, runtime_dir, board, adopting, stop_interrupted, portable, previous)
 
 
 def run_info(ground: Ground, control: str) -> RunInfo:

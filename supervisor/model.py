@@ -130,7 +130,7 @@ class Found:
         incarnation: life in the slot.
         alive: whether exactly the process it recorded runs.
         had_process: whether it had recorded one.
-        leaving: whether the process itself says that it is leaving.
+        leaving: whether it says itself that it is leaving, or was being stopped with the whole system.
         since: when the state began.
         started_at: when the process was started.
         retry_at: when the next start is due, in `BACKOFF`.

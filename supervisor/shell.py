@@ -258,9 +258,9 @@ class Shell:
             case Spawn(name):
                 self._spawn(name)
             case Terminate(name):
-                self._fleet.terminate(name)
+                self._fleet.terminate(self._core.children[name], time.monotonic())
             case Kill(name):
-                self._fleet.kill(name)
+                self._fleet.kill(self._core.children[name], time.monotonic())
             case RecordRestart():
                 self._records.restart(effect)
             case RecordRecovery():

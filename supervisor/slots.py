@@ -55,7 +55,9 @@ def found_in(
         started_at=record.started_ms / 1000,
         retry_at=record.retry_at_ms / 1000,
         reason=record.reason,
-        exit=how_it_ended(verdict, record.incarnation, None),
+        exit=Exit(record.reason)
+        if record.state == ProcessState.HUNG
+        else how_it_ended(verdict, record.incarnation, None),
     )
     return found, identity if alive else None
 
@@ -97,15 +99,16 @@ def with_last_words(exit_: Exit, stderr_path: str) -> Exit:
 def record_of(
     child: Child, kind: ProcessKind, identity: ProcessIdentity | None, hang_timeout_s: float, now: float
 ) -> LauncherRecord:
-    """Return what the board shall say of `child`."""
+    """Return what the board shall say of `child`: `HUNG`, and of what, while it is being killed for a failure."""
     budget = child.spec.budget
+    condemned = child.ending if child.ending is not None and child.ending.failed else None
     return LauncherRecord(
         name=child.spec.name,
         kind=kind,
         pid=identity.pid if identity else 0,
         start_time=identity.start_time if identity else 0,
         incarnation=child.incarnation,
-        state=child.state,
+        state=ProcessState.HUNG if condemned else child.state,
         since_ms=int(child.since * 1000),
         started_ms=int(child.started_at * 1000),
         restarts_in_period=len(budget.recent(child.charges, now)),
@@ -113,7 +116,7 @@ def record_of(
         retry_at_ms=int((child.due_at or 0.0) * 1000),
         hang_timeout_ms=int(hang_timeout_s * 1000),
         start_timeout_ms=int(child.spec.start_timeout_s * 1000),
-        reason=child.reason[:REASON_CHARACTERS_MAX],
+        reason=(condemned.reason if condemned else child.reason)[:REASON_CHARACTERS_MAX],
     )
 
 
@@ -131,6 +134,8 @@ def says_ready(own: ProcessRecord | None, child: Child) -> bool:
 
 
 def _state(text: str) -> State:
+    if text == ProcessState.HUNG:
+        return State.READY  # if it still lives, it dies of the signal that it got
     try:
         return State(text)
     except ValueError:  # a newer release's word; whether it runs is seen by itself

@@ -90,6 +90,7 @@ class Survivor:
         """One turn of the loop."""
         process = self.process
         if self._replaced() or self._abandoned_in_stop():
+            process.wanted_gone = True
             raise Left(failed=False)
         if self._shown is not process.state:
             self._shown = process.state
@@ -304,7 +305,8 @@ class Launcher:
             raise Left(failed=False) from None
         self.board = old if old is not None and adopting else Board()
         world.board = self.board
-        self.board.stopping, self.board.epoch = False, self.own.incarnation
+        stop_interrupted, self.board.stopping = self.board.stopping, False
+        self.board.epoch = self.own.incarnation
         if not adopting:
             remembered = {name: replace(past, wanted=True) for name, past in remembered.items()}
         self.core = Supervisor.of(SPECS, remembered, TICK_S * 3)
@@ -315,6 +317,8 @@ class Launcher:
             if name != LAUNCHER:
                 own, verdict = self.board.own.get(name), self.board.watchdog.get(name)
                 found[name], identity = found_in(record, own, verdict, world.boot_id, world.is_running)
+                if stop_interrupted:
+                    found[name] = replace(found[name], leaving=True)
                 process = world.find(identity) if identity is not None else None
                 if process is not None:
                     self.handles[name] = Handle(process, True, found[name].incarnation)
@@ -372,10 +376,12 @@ class Launcher:
                 self._spawn(name, incarnation)
             case model.Terminate(name) if name in self.handles:
                 self.handles[name].process.wanted_gone = True
+                self._show_child(name)
                 world.signal(self.handles[name].process.identity, 15, f"the launcher ends {name}")
             case model.Kill(name) if name in self.handles:
                 if self.core.phase is not Phase.RUNNING:
                     self.handles[name].process.wanted_gone = True
+                self._show_child(name)
                 world.signal(self.handles[name].process.identity, 9, f"the launcher kills {name}")
             case model.MarkStop():
                 assert self.board is not None

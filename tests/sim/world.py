@@ -334,6 +334,7 @@ class Ledger:
     def __init__(self, world: World) -> None:
         self._world = world
         self.charged: dict[str, list[float]] = {name: [] for name in (LAUNCHER, *NAMES)}
+        self.attempts: dict[str, list[float]] = {name: [] for name in (LAUNCHER, *NAMES)}
         self.last: dict[str, Process] = {}
         self.kills = 0
         self.free_starts: set[str] = set()
@@ -360,14 +361,17 @@ class Ledger:
         if name in self.free_starts:
             self.free_starts.discard(name)
         elif before is None or before.failed:
-            self.charge(name)
+            self.charge(name, process)
         elif not before.wanted_gone:
             raise Violation(f"{name} was restarted although life {before.incarnation} had not failed")
 
-    def charge(self, name: str) -> None:
-        """A restart of `name` has to be paid for."""
+    def charge(self, name: str, process: Process | None = None) -> None:
+        """A restart of `name` has to be paid for; one that there was no room for counts only if its launcher lived."""
         now = self._world.t
         recent = self.recent(name)
+        self.attempts[name].append(now)
+        if process is not None and not process.alive:
+            return
         if len(recent) >= RESTART_MAX:
             raise Violation(f"{name}: restart {len(recent) + 1} within {PERIOD_S:g} s, after {recent}")
         self.charged[name] = [*recent, now]
@@ -379,8 +383,9 @@ class Ledger:
 
     def quarantined(self, name: str) -> None:
         """A launcher has put `name` into quarantine."""
-        if self.exact and len(self.recent(name)) < RESTART_MAX:
-            raise Violation(f"{name} was quarantined after {self.recent(name)} at {self._world.t}")
+        attempts = [then for then in self.attempts[name] if then + PERIOD_S > self._world.t]
+        if self.exact and len(attempts) < RESTART_MAX:
+            raise Violation(f"{name} was quarantined after {attempts} at {self._world.t}")
 
     def rebooted(self, *, remembered: bool) -> None:
         """What had not reached the disk cannot be remembered, and what a clock that was set has dated not exactly."""
