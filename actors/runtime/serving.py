@@ -135,25 +135,16 @@ class Service:
             self._refuse(path, address, _UNKNOWN_ID, error.info(), "malformed")
             return
         self._announce(header.op)
-        refusal = self._refusal(header)
-        if refusal is not None:
-            self._refuse(path, address, header.id, *refusal)
+        if self._clock() * 1000 >= header.deadline_ms:
+            late = ErrorInfo(ErrorCode.DEADLINE_PASSED, f"the request reached {self._name} after its deadline")
+            self._refuse(path, address, header.id, late, "expired")
         elif header.op in COMMON_OPS:
             self.counters["answered"] += 1
             self._send(path, [address], self._encode(path, header.id, None, self._common(header.op), ()))
+        elif header.op not in self._served:
+            self._refuse(path, address, header.id, unknown_operation(self._name, header.op), "refused")
         else:
             self._admit(path, address, header, body)
-
-    def _refusal(self, header: RequestHeader) -> tuple[ErrorInfo, str] | None:
-        if self._clock() * 1000 >= header.deadline_ms:
-            return ErrorInfo(
-                ErrorCode.DEADLINE_PASSED, f"the request reached {self._name} after its deadline"
-            ), "expired"
-        if header.op in COMMON_OPS:
-            return None
-        if header.op not in self._served:
-            return unknown_operation(self._name, header.op), "refused"
-        return None
 
     def _common(self, op: str) -> Mapping[str, Any]:
         if op == OP_PING:

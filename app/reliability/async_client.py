@@ -133,7 +133,7 @@ class _Line:
         self._channel = channel
         self._loop = asyncio.get_running_loop()
         self._pending: dict[bytes, _Pending] = {}
-        self._connections = -1
+        self._connection = (channel.monitor.link, channel.connections)
         self._watched: Socket | None = None
         self._descriptors: tuple[int, ...] = ()
         self._blind_timer: asyncio.TimerHandle | None = None
@@ -170,8 +170,9 @@ class _Line:
             channel.monitor.drain()
             while (message := channel.receive()) is not None:
                 self._take_in(decode_reply(message))
-            if channel.connections != self._connections:
-                self._connections = channel.connections
+            connection = (channel.monitor.link, channel.connections)
+            if connection != self._connection:
+                self._connection = connection
                 for pending in list(self._pending.values()):
                     self._step(pending)
             more = any(

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from actors.runtime.liveness import ProcessState
+from app.reliability._client_core import RESEND_S
 from app.reliability.client import AsyncClient, Lane
 from protocol.errors import ErrorCode, LocalError, ReliabilityError, RemoteError
-from tests.spine import PATIENCE_S, System, shop_running
+from tests.spine import PATIENCE_S, System, shop_running, until
 
 
 @pytest.fixture(params=[False, pytest.param(True, marks=pytest.mark.portable)], ids=["local", "portable"])
@@ -104,6 +106,21 @@ def test_calls_go_on_while_the_broker_is_killed_and_restarted(system: System) ->
                 await asyncio.to_thread(system.start, "broker")
             await asyncio.gather(*tasks)
             assert (await client.call("shop", "status"))["executed"] == 5 * 200 + 3 * 20
+
+    asyncio.run(main())
+
+
+def test_a_call_under_way_notices_at_once_that_the_broker_is_gone_and_back(system: System) -> None:
+    async def main() -> None:
+        async with AsyncClient(system.where.data_dir) as client:
+            await client.call("shop", "ping")
+            system.signal("broker", signal.SIGSTOP)
+            waiting = asyncio.create_task(client.call("shop", "order", timeout=PATIENCE_S, text="tea"))
+            await asyncio.sleep(0)  # it is on its way into the frozen broker
+            await asyncio.to_thread(system.kill, "broker")
+            await asyncio.to_thread(system.start, "broker")
+            await asyncio.to_thread(until, lambda: system.state("broker") == ProcessState.READY, "the broker ready")
+            assert await asyncio.wait_for(waiting, RESEND_S / 2) == {"text": "tea"}
 
     asyncio.run(main())
 
