@@ -24,7 +24,7 @@ from broker.routing.bounds import (
     LaneBounds,
 )
 from broker.routing.delivery import Delivery, Fate, Outgoing
-from broker.routing.headers import content_of, read_request_header
+from broker.routing.headers import HeaderReader, content_of
 from broker.routing.management import BrokerService
 from broker.routing.registry import NotLater, Refusal, Registry, Worker
 from broker.routing.requests import NO_ID, Part, Request, error_body, reply
@@ -67,6 +67,7 @@ class Router:
         self._own = own
         self._registry = Registry(token, now + settle_s)
         self._delivery = Delivery(lane, self._registry, epoch)
+        self._headers = HeaderReader()
         self._ticked_at = self._heartbeat_at = now
         self.topics = Topics()
         self.publications: list[tuple[bytes, bytes]] = []
@@ -100,7 +101,7 @@ class Router:
         request_id = NO_ID
         if len(frames) > 3:
             try:
-                request_id = read_request_header(frames[3])[0]
+                request_id = self._headers.read(frames[3])[0]
             except ProtocolError:
                 pass
         lane = self._lane
@@ -202,7 +203,7 @@ class Router:
             self._request_without_worker(peer, name, body, now)
             return
         try:
-            request_id, op, deadline_ms = read_request_header(body[0])
+            request_id, op, deadline_ms = self._headers.read(body[0])
         except ProtocolError as error:
             if service.protected:
                 delivery.reject(peer, name, NO_ID, error.code, error.message)
@@ -236,7 +237,7 @@ class Router:
             return
         request_id = NO_ID
         try:
-            request_id, op, deadline_ms = read_request_header(body[0])
+            request_id, op, deadline_ms = self._headers.read(body[0])
             if name != _OWN_NAME:
                 text = name.decode("utf-8", "replace")
                 raise RemoteError(ErrorCode.SERVICE_UNKNOWN, f"nobody serves {text!r}")

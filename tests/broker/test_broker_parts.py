@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from broker.backlog import Backlog, BacklogBounds
 from broker.routing.accounts import Counters, DeadLetter, DeadLetters
 from broker.routing.bounds import DEAD_LETTERS_MAX
-from broker.routing.headers import content_of, read_request_header
+from broker.routing.headers import HeaderReader, content_of
 from broker.routing.outcomes import Outcomes
 from broker.routing.registry import Service
 from broker.routing.requests import Request
@@ -40,35 +40,67 @@ ALMOST = st.fixed_dictionaries(
     },
     optional={"trace_id": st.binary(max_size=33), "y": VALUES},
 )
+RAW = st.binary(max_size=60)
 TWICE = b"\x84\xa1v\x01\xa1v\x01\xa2id\xc4\x08" + bytes(8) + b"\xa2op\xa1x"
 EXTENDED = b"\x84\xa1v\xd4\x01\x01\xa2id\xc4\x08" + bytes(8) + b"\xa2op\xa1x\xabdeadline_ms\x01"
 
 
 class TestHeaders:
     @settings(deadline=None)
-    @given(st.one_of(st.binary(max_size=60), FIELDS.map(msgpack.packb), ALMOST.map(msgpack.packb)))
-    @example(TWICE)
-    @example(EXTENDED)
-    @example(b"\x84" * 4097)
-    @example(pack({"v": 1, "id": bytes(8), "op": "x", "deadline_ms": 1}) + b"\x00")
-    def test_the_quick_reader_accepts_and_refuses_exactly_what_the_protocol_does(self, frame: bytes) -> None:
+    @given(st.lists(st.one_of(RAW, FIELDS.map(msgpack.packb), ALMOST.map(msgpack.packb)), min_size=1, max_size=4))
+    @example([TWICE])
+    @example([EXTENDED])
+    @example([b"\x84" * 4097])
+    @example([pack({"v": 1, "id": bytes(8), "op": "x", "deadline_ms": 1}) + b"\x00"])
+    def test_the_reader_accepts_and_refuses_exactly_what_the_protocol_does(self, frames: list[bytes]) -> None:
+        reader = HeaderReader()
+        for frame in frames:
+            self.compare(reader, frame)
+
+    @settings(deadline=None)
+    @given(
+        st.sampled_from(["ping", "p", "x" * 48]),
+        st.integers(0, 1 << 40),
+        st.integers(0, 80),
+        st.binary(max_size=3),
+        st.integers(0, 3),
+    )
+    def test_so_it_does_with_what_is_nearly_like_a_known_form(
+        self, op: str, deadline_ms: int, at: int, put: bytes, removed: int
+    ) -> None:
+        reader = HeaderReader()
+        reader.read(RequestHeader(bytes(16), op, 1 << 31).encode())
+        frame = RequestHeader(os.urandom(16), op, deadline_ms).encode()
+        self.compare(reader, frame)
+        self.compare(reader, frame[:at] + put + frame[at + removed :])
+
+    @staticmethod
+    def compare(reader: HeaderReader, frame: bytes) -> None:
         try:
             header = decode_request_header(frame)
             expected: object = (header.id, header.op, header.deadline_ms)
         except ProtocolError as error:
             expected = error.code
-        try:
-            got: object = read_request_header(frame)
-        except ProtocolError as error:
-            got = error.code
-        assert got == expected
+        for _ in range(2):
+            try:
+                got: object = reader.read(frame)
+            except ProtocolError as error:
+                got = error.code
+            assert got == expected
 
-    def test_our_own_header_takes_the_quick_way_and_the_long_way_alike(self) -> None:
+    def test_whatever_the_transport_lends_is_read_alike(self) -> None:
         header = RequestHeader(os.urandom(16), "ping", 123456)
         expected = (header.id, "ping", 123456)
-        assert read_request_header(header.encode()) == expected
-        assert read_request_header(replace(header, trace_id=bytes(16), span_id=bytes(8)).encode()) == expected
-        assert read_request_header(memoryview(header.encode())) == expected
+        reader = HeaderReader()
+        assert reader.read(header.encode()) == expected
+        assert reader.read(replace(header, trace_id=bytes(16), span_id=bytes(8)).encode()) == expected
+        assert reader.read(memoryview(header.encode())) == expected
+
+    def test_forms_are_bounded(self) -> None:
+        reader = HeaderReader()
+        for number in range(1000):
+            reader.read(RequestHeader(bytes(16), f"op-{number}", 1 << 31).encode())
+        assert len(reader._op_of_form) == 256
 
     def test_content_does_not_depend_on_the_header(self) -> None:
         assert content_of(b"s", "op", [b"h1", b"a", b"r"]) == content_of(b"s", "op", [b"h2", b"a", b"r"])

@@ -217,11 +217,11 @@ class TestLoss:
             world.say(b"w", *mdp.HEARTBEAT)
         assert workers_of(world) == 1
 
-    def test_the_broker_says_something_every_second(self, world: World) -> None:
+    def test_the_broker_says_something_every_interval(self, world: World) -> None:
         world.ready(b"w")
         world.commands.clear()
         for _ in range(4):
-            world.pass_time(1.0)
+            world.pass_time(WORKER_HEARTBEAT_INTERVAL_S)
             world.say(b"w", *mdp.HEARTBEAT)
         assert world.commands == [(b"w", GREETED)] * 4
 
@@ -231,7 +231,7 @@ class TestLoss:
         world.router.tick(world.now)
         world.collect()
         assert workers_of(world) == 1
-        world.pass_time(SILENCE_S + 1.1)
+        world.pass_time(SILENCE_S + WORKER_HEARTBEAT_INTERVAL_S + 0.1)
         assert workers_of(world) == 0
 
     def test_a_foreign_worker_at_work_may_be_silent_until_the_deadline(self, world: World) -> None:
