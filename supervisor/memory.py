@@ -46,7 +46,7 @@ def encode(revision: int, remembered: Mapping[str, Remembered], at: Moment) -> b
         }
         for name, past in remembered.items()
     }
-    return json.dumps({"revision": revision, "processes": processes}, indent=1).encode()
+    return json.dumps({"revision": revision, "processes": processes}).encode()
 
 
 def decode(data: bytes, at: Moment, period_s: float) -> tuple[int, dict[str, Remembered]]:

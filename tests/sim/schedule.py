@@ -59,9 +59,11 @@ class Schedule:
         next_harm = self._rng.uniform(0.0, 3.0)
         while self.world.t < ACTIVE_S:
             self.world.step()
-            for due, process in self._thaws:
-                if self.world.t >= due:
-                    self.world.thaw(process)
+            if self.world.t < self.world.paused_until:
+                continue
+            for item in [item for item in self._thaws if self.world.t >= item[0]]:
+                self._thaws.remove(item)
+                self.world.thaw(item[1])
             if self.world.t >= next_harm:
                 next_harm = self.world.t + self._rng.expovariate(1 / 2.5)
                 self._harm()
@@ -70,10 +72,11 @@ class Schedule:
         """No more trouble. What is frozen stays so: the others have to deal with it."""
         world = self.world
         world.trouble, world.bomb = Trouble(), None
-        world.disk_stalled_until = world.paused_until = -math.inf
+        world.disk_stalled_until = -math.inf
         for process in world.processes:
             process.dies_at = math.inf
-        end = world.t + CALM_S + world.slept_s  # while the machine is suspended no charge ages
+        paused_s = max(0.0, world.paused_until - world.t)
+        end = world.t + CALM_S + paused_s + world.slept_s  # while the machine is suspended no charge ages
         whole_since = next_look = world.t
         missing: list[str] = []
         while world.t < end:

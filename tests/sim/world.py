@@ -26,7 +26,7 @@ HANG_S = 3.0
 START_TIMEOUT_S = 4.0
 STOP_TIMEOUT_S = 2.0
 TICK_S = 0.5
-STEP_S = 0.05
+STEP_S = 0.1
 CLOCK_ERROR_S = 0.01
 """Rounding of what is written down, and of the steps of time."""
 
@@ -109,7 +109,7 @@ class World:
         self.wall_offset_s = 1e9
         self.paused_until = -math.inf
         self.processes: list[Process] = []
-        self.innocents: dict[int, int] = {}
+        self._free_pids: list[int] = []
         self.board: Board | None = None
         self.tmpfs: bytes | None = None
         self.disk: bytes | None = None
@@ -158,7 +158,11 @@ class World:
 
     def find(self, identity: ProcessIdentity) -> Process | None:
         """The live process that is `identity`."""
-        return next((process for process in self.processes if process.identity == identity), None)
+        pid = identity.pid
+        for process in self.processes:
+            if process.identity.pid == pid:
+                return process if process.identity == identity else None
+        return None
 
     def is_running(self, identity: ProcessIdentity) -> bool:
         """Whether exactly that process exists."""
@@ -168,10 +172,11 @@ class World:
 
     def start(self, name: str, incarnation: int) -> Process:
         """Start a process as a launcher does."""
-        self._pids += 1
-        pid = self._pids
-        if self.innocents and self.rng.random() < 0.2:
-            del self.innocents[self.rng.choice(list(self.innocents))]
+        if self._free_pids and self.rng.random() < 0.5:
+            pid = self._free_pids.pop(self.rng.randrange(len(self._free_pids)))
+        else:
+            self._pids += 1
+            pid = self._pids
         identity = ProcessIdentity(pid, int(self.t * 100), self.boot_id)
         process = Process(name, identity, incarnation, self.t, self.t + self.trouble.start_s(self, name))
         process.dies_at = self.trouble.dies_at(self, process)
@@ -187,8 +192,8 @@ class World:
         process.failed = failed
         process.status = status
         self.processes.remove(process)
-        if self.rng.random() < 0.5:
-            self.innocents[process.identity.pid] = int(self.t * 100) + 1  # its pid goes to somebody else at once
+        if process.identity.start_time < int(self.t * 100):
+            self._free_pids.append(process.identity.pid)  # the next process may have it
         if self.lock_holder is process:
             self.lock_holder = None
         if self.succession_holder is process:
@@ -196,10 +201,8 @@ class World:
         self.say(f"end   {process.name} {process.incarnation}: {'failed' if failed else 'left'} {status}")
 
     def signal(self, identity: ProcessIdentity, number: int, why: str) -> None:
-        """Signal whoever has that pid now, as a system does that is given a pid alone."""
-        process = next((item for item in self.processes if item.identity.pid == identity.pid), None)
-        if process is None and identity.pid in self.innocents and identity.boot_id == self.boot_id:
-            raise Violation(f"an innocent process with pid {identity.pid} was signalled: {why}")
+        """Signal exactly that process, as a pidfd does."""
+        process = self.find(identity)
         if process is None:
             return
         self.say(f"signal {number} to {process.name} {process.incarnation}: {why}")
@@ -243,7 +246,6 @@ class World:
         self.wall_jumped = False
         self.boot += 1
         self.booted_at, self.slept_s = self.t - 5.0, 0.0
-        self.innocents = dict.fromkeys(range(90, 140), 0)
         self.board = self.tmpfs = None
         self.marker_tmpfs = False
         self.disk_due.clear()
@@ -344,6 +346,7 @@ class Ledger:
     def begin_afresh(self) -> None:
         """A person starts the system: everything starts for nothing, and nothing is stopped any more."""
         self.free_starts = set(NAMES)
+        self.exact &= not self.last  # a start that was paid and never made, by the launcher before, may be counted still
         self.stopped_by_hand.clear()
 
     def spawned(self, process: Process) -> None:
@@ -388,15 +391,13 @@ class Ledger:
             raise Violation(f"{name} was quarantined after {attempts} at {self._world.t}")
 
     def rebooted(self, *, remembered: bool) -> None:
-        """What had not reached the disk cannot be remembered, and what a clock that was set has dated not exactly."""
+        """What had not reached the disk cannot be remembered, nor what a clock has dated that was set."""
         if not remembered:
             self.charged = {name: [] for name in self.charged}
             self.last.clear()
-            self.exact = False
 
     def check_kill(self, process: Process, why: str) -> None:
         """Nobody is killed who runs well."""
-        self.kills += 1
         world = self._world
         overdue = process.state is ProcessState.STARTING and process.ready_at - process.born > START_TIMEOUT_S / 2
         silent = process.frozen or world.t - process.frozen_until < 2 * TICK_S
