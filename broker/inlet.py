@@ -10,8 +10,8 @@ import zmq
 
 from actors.runtime.transport import Admission, Socket, ZmqContext
 
-CONNECTION_PING_MS: Final = 2000
-CONNECTION_SILENCE_MS: Final = 10_000
+CONNECTION_PING_MS: Final = 5000
+CONNECTION_SILENCE_MS: Final = 15_000
 """A connection whose other side takes nothing out of it for so long is dropped, with what is queued for it."""
 
 _POLLIN: Final = int(zmq.POLLIN)

@@ -34,8 +34,8 @@ DEADLINE_DEFAULT_S: Final = 30.0
 WINDOW_MAX: Final = 1024
 """Requests that one worker may take at once."""
 
-WORKER_HEARTBEAT_INTERVAL_S: Final = 1.0
-WORKER_HEARTBEAT_LIVENESS: Final = 5
+WORKER_HEARTBEAT_INTERVAL_S: Final = 2.5
+WORKER_HEARTBEAT_LIVENESS: Final = 4
 """A worker or broker unheard of for this many intervals is taken off the routes. Nobody is killed for it."""
 
 TOPIC_BODY_BYTES_MAX: Final = 128 * KIB

@@ -15,6 +15,7 @@ from actors.runtime.registration import (
     Phase,
     Registration,
 )
+from protocol.limits import WORKER_HEARTBEAT_INTERVAL_S
 
 
 def joined(now: float = 0.0) -> Registration:
@@ -51,7 +52,7 @@ def test_every_new_connection_is_greeted_at_once() -> None:
 def test_a_heartbeat_goes_out_every_interval_while_the_broker_is_heard() -> None:
     registration = joined()
     now, sent = 0.0, 0
-    while now < 60:
+    while now < 60 * WORKER_HEARTBEAT_INTERVAL_S:
         now += 0.5
         registration.heard(now)
         sent += registration.step(now).count(Effect.SEND_HEARTBEAT)
@@ -61,9 +62,9 @@ def test_a_heartbeat_goes_out_every_interval_while_the_broker_is_heard() -> None
 
 def test_a_silent_broker_is_left_and_joined_anew() -> None:
     registration = joined()
-    effects = [item for item in step_until(registration, 0, 10) if item[1] is not Effect.SEND_HEARTBEAT]
+    effects = [item for item in step_until(registration, 0, 2 * SILENCE_S_MAX) if item[1] is not Effect.SEND_HEARTBEAT]
     assert effects == [(SILENCE_S_MAX + 0.5, Effect.SEND_DISCONNECT), (SILENCE_S_MAX + 0.5, Effect.RENEW)]
-    assert registration.link_changed(Link.UP, 11) == (Effect.SEND_READY,)
+    assert registration.link_changed(Link.UP, 2 * SILENCE_S_MAX + 1) == (Effect.SEND_READY,)
 
 
 def test_own_late_turns_are_not_the_brokers_silence() -> None:
