@@ -413,7 +413,7 @@ class Launcher:
 
     def _stillborn(self, name: str, incarnation: int) -> Process:
         identity = ProcessIdentity(0, 0, self.world.boot_id)
-        return Process(name, identity, incarnation, self.world.t, 0.0, alive=False, failed=True)
+        return Process(name, identity, incarnation, 0.0, alive=False, failed=True)
 
     def _newly_ready(self) -> list[tuple[str, int]]:
         board = self.board

@@ -20,7 +20,7 @@ KINDS = {
     "freeze": 4,
     "freeze for a while": 3,
     "freeze two": 2,
-    "pause": 2,
+    "pause": 3,
     "wall clock": 2,
     "crash loop": 3,
     "slow start": 2,

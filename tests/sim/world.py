@@ -60,8 +60,8 @@ class Process:
     name: str
     identity: ProcessIdentity
     incarnation: int
-    born: float
-    ready_at: float
+    start_s: float
+    ready_at: float = 0.0
     dies_at: float = math.inf
     leaves_in_s: float = 0.1
     brain: Brain | None = None
@@ -178,7 +178,8 @@ class World:
             self._pids += 1
             pid = self._pids
         identity = ProcessIdentity(pid, int(self.t * 100), self.boot_id)
-        process = Process(name, identity, incarnation, self.t, self.t + self.trouble.start_s(self, name))
+        process = Process(name, identity, incarnation, self.trouble.start_s(self, name))
+        process.ready_at = self.t + process.start_s
         process.dies_at = self.trouble.dies_at(self, process)
         process.leaves_in_s = self.trouble.leaves_in_s(self)
         process.next_tick = self.t + self.rng.random() * TICK_S
@@ -346,7 +347,9 @@ class Ledger:
     def begin_afresh(self) -> None:
         """A person starts the system: everything starts for nothing, and nothing is stopped any more."""
         self.free_starts = set(NAMES)
-        self.exact &= not self.last  # a start that was paid and never made, by the launcher before, may be counted still
+        self.exact &= (
+            not self.last
+        )  # a start that was paid and never made, by the launcher before, may be counted still
         self.stopped_by_hand.clear()
 
     def spawned(self, process: Process) -> None:
@@ -399,7 +402,7 @@ class Ledger:
     def check_kill(self, process: Process, why: str) -> None:
         """Nobody is killed who runs well."""
         world = self._world
-        overdue = process.state is ProcessState.STARTING and process.ready_at - process.born > START_TIMEOUT_S / 2
+        overdue = process.state is ProcessState.STARTING and process.start_s > START_TIMEOUT_S / 2
         silent = process.frozen or world.t - process.frozen_until < 2 * TICK_S
         leaving = process.asked_at < math.inf
         if not (overdue or silent or leaving or process.kill_at < math.inf or process.wanted_gone):
