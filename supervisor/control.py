@@ -6,7 +6,6 @@ asks; on TCP (the portable port) the installation's token admits. Nothing here w
 short, and whoever does not read its answer is dropped.
 """
 
-import hmac
 import json
 import os
 import selectors
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from protocol.errors import ErrorCode, LocalError, ReliabilityError
+from protocol.secret import same_secret
 
 CONNECTIONS_MAX: Final = 16
 LINE_BYTES_MAX: Final = 16 * 1024
@@ -104,7 +104,7 @@ class ControlServer:
     def admits(self, fields: dict[str, Any]) -> bool:
         """Tell whether a request may be heard."""
         given = fields.get("token")
-        return self._token is None or (isinstance(given, str) and hmac.compare_digest(given, self._token.hex()))
+        return self._token is None or (isinstance(given, str) and same_secret(given, self._token.hex()))
 
     def handle(self, request: Request) -> None:
         """Have a request answered."""

@@ -4,7 +4,6 @@ All of it happens once, at the start, and may wait for the disk.
 """
 
 import os
-import shutil
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -108,6 +107,8 @@ def clear(runtime_dir: str, keep: frozenset[str]) -> None:
         if entry.name in HISTORY | keep:
             continue
         if entry.is_dir(follow_symlinks=False):
+            import shutil  # noqa: PLC0415 - loads three compressors, and is needed once, at the very end
+
             shutil.rmtree(entry.path, ignore_errors=True)
         else:
             os.unlink(entry.path)

@@ -1,7 +1,7 @@
 """The launcher's journal: restarts, recoveries and events as event_logger takes them, and what the terminal hears."""
 
-import hashlib
 import os
+import zlib
 from typing import Any
 
 from actors.runtime.identity import boot_id
@@ -67,4 +67,5 @@ def restart_id(name: str, incarnation: int) -> str:
 
     A launcher that dies right after it made the entry leaves a successor that finds the same death and enters it again.
     """
-    return hashlib.sha256(f"{boot_id()}/{name}/{incarnation}".encode()).hexdigest()[:32]
+    boot, process = boot_id().encode(), name.encode()
+    return f"{zlib.crc32(boot):08x}{zlib.adler32(boot):08x}{zlib.crc32(process):08x}{incarnation & 0xFFFFFFFF:08x}"

@@ -1,6 +1,5 @@
 """What the event log holds, and how it is parsed at the edge: requests, filters and journal entries. Pure."""
 
-import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -178,6 +177,8 @@ def derived_id(request_id: bytes, number: int = 0) -> bytes:
     """Return the id of the event number `number` of a request: a request that is sent again makes no second event."""
     if number == 0 and len(request_id) == EVENT_ID_BYTES:
         return request_id
+    import hashlib  # noqa: PLC0415 - loads OpenSSL, 1.6 MiB, which a system that sends single events does not need
+
     return hashlib.blake2b(request_id + number.to_bytes(4), digest_size=EVENT_ID_BYTES).digest()
 
 

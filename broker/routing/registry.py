@@ -1,6 +1,5 @@
 """Which workers serve what on one lane: who may register, who is replaced by whom, who gets the next request."""
 
-import hmac
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from broker.routing.requests import Part, Request
 from protocol.errors import ProtocolError
 from protocol.messages import WorkerHello, decode_worker_hello
 from protocol.names import BROKER, MANAGEMENT_PREFIX, RESERVED_SERVICES
+from protocol.secret import same_secret
 
 _FOREVER: Final = float("inf")
 _MANAGEMENT_PREFIX: Final = MANAGEMENT_PREFIX.encode()
@@ -236,7 +236,7 @@ class Registry:
             credentials = decode_worker_hello(hello)
         except ProtocolError as error:
             raise Refusal(error.message) from None
-        if not hmac.compare_digest(credentials.token, self._token):
+        if not same_secret(credentials.token, self._token):
             raise Refusal("wrong token")
         return credentials
 
