@@ -11,7 +11,7 @@ import zmq
 from actors.runtime.paths import RUN_FILE, read_run_file
 from actors.runtime.reactor import Reactor
 from actors.runtime.registration import Effect, Link, Phase, Registration
-from actors.runtime.transport import ConnectionMonitor, Lane, Retry, Socket, Transport, ZmqContext
+from actors.runtime.transport import ConnectionMonitor, Lane, Retry, Socket, Transport, ZmqContext, send_now
 from protocol import mdp
 from protocol.errors import ErrorCode, LocalError
 
@@ -204,14 +204,7 @@ class BrokerConnection:
 
     def _try_send(self, frames: list[bytes]) -> bool:
         self._reactor.doubt(self._socket)
-        try:
-            self._socket.send_multipart(frames, zmq.NOBLOCK)
-        except zmq.Again:
-            # A send looks only now and then whether a connection has come up; a poll makes it look.
-            if not self._socket.poll(0, zmq.POLLOUT):
-                return False
-            self._socket.send_multipart(frames, zmq.NOBLOCK)
-        return True
+        return send_now(self._socket, frames)
 
 
 class Subscriber:

@@ -11,6 +11,7 @@ again: `ConnectionMonitor` tells when.
 import errno
 import os
 import struct
+from collections.abc import Sequence
 from enum import Enum, StrEnum
 from typing import Any, Final, Self
 
@@ -207,6 +208,18 @@ class ConnectionMonitor:
         """Stop watching."""
         self._watched.disable_monitor()
         self.socket.close()
+
+
+def send_now(socket: Socket, frames: Sequence[bytes]) -> bool:
+    """Send on a connecting socket; False if there is no broker, or it does not take any more now. Never blocks."""
+    try:
+        socket.send_multipart(frames, zmq.NOBLOCK)
+    except zmq.Again:
+        # A send looks only now and then whether a connection has come up; a poll makes it look.
+        if not socket.poll(0, zmq.POLLOUT):
+            return False
+        socket.send_multipart(frames, zmq.NOBLOCK)
+    return True
 
 
 def _bound(socket: Socket, lane: Lane) -> None:

@@ -10,7 +10,16 @@ import zmq
 
 from actors.runtime.paths import BOARD_FILE, RUN_FILE, RunInfo, data_directory, read_run_file, read_run_info
 from actors.runtime.registration import Link
-from actors.runtime.transport import FRAME_BYTES_MAX, ConnectionMonitor, Lane, Retry, Socket, Transport, ZmqContext
+from actors.runtime.transport import (
+    FRAME_BYTES_MAX,
+    ConnectionMonitor,
+    Lane,
+    Retry,
+    Socket,
+    Transport,
+    ZmqContext,
+    send_now,
+)
 from app.reliability._client_core import STANDING_STILL_S, Call, Scene, Step
 from protocol import limits, mdp
 from protocol.codec import pack
@@ -120,7 +129,7 @@ class Channel:
         """
         now = time.monotonic()
         match call.step(self.monitor.link, self.connections, now):
-            case Step.SEND if self._send(frames):
+            case Step.SEND if send_now(self.socket, frames):
                 call.sent(now)
             case Step.SEND:
                 call.not_sent(now)
@@ -180,13 +189,6 @@ class Channel:
         self._poller.register(self.socket, zmq.POLLIN)
         self._poller.register(self.monitor.socket, zmq.POLLIN)
         transport.connect(self.socket, self.lane, Retry.NEVER)
-
-    def _send(self, frames: list[bytes]) -> bool:
-        try:
-            self.socket.send_multipart(frames, zmq.NOBLOCK, copy=self.lane is Lane.CONTROL)
-        except zmq.Again:
-            return False
-        return True
 
 
 def encode_request(
