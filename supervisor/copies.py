@@ -51,13 +51,16 @@ class DurableCopies:
         if done is not None:
             copy.wanted_by.append(done)
 
-    def poll(self) -> None:
-        """Finish the copies that have ended and begin those that are wanted."""
+    def poll(self, *, hurried: bool = False) -> None:
+        """Finish the copies that have ended and begin those that are wanted.
+
+        While the caller is `hurried` (it is bringing a process back), only those begin whose outcome somebody awaits.
+        """
         for target, copy in self._copies.items():
             status = copy.process.poll_exit() if copy.process is not None else None
             if status is not None:
                 self._finish(copy, status)
-            if copy.wanted and copy.process is None:
+            if copy.wanted and copy.process is None and (copy.wanted_by or not hurried):
                 self._begin(target, copy)
 
     def close_inherited(self) -> None:

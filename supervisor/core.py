@@ -161,11 +161,9 @@ class Supervisor:
         return min(times, default=None)
 
     def judges(self) -> list[str]:
-        """Return whom the launcher judges: the watchdog, which judges everybody else; without one, everybody."""
-        watchdog = self.children.get(WATCHDOG)
-        if watchdog is not None and watchdog.state in LIVE:
-            return [WATCHDOG]
-        return [name for name, child in self.children.items() if child.state in LIVE]
+        """Return whom the launcher judges: the watchdog, which judges everybody else; as long as there is none, all."""
+        ready = [name for name, child in self.children.items() if child.state is State.READY]
+        return [WATCHDOG] if WATCHDOG in ready else ready
 
     # --- what happens ---------------------------------------------------------------------------------------------
 

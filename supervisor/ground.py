@@ -66,8 +66,8 @@ def take(settings: Settings) -> Ground:
         raise LocalError(ErrorCode.LOCKED, message, "Stop it with `relctl down`.")
     runtime_dir, board = _find_board(settings, previous)
     if settings.successor:
-        marker = os.path.join(runtime_dir, paths.STOP_MARKER_FILE)
-        if (board is not None and board.stopping) or os.path.exists(marker):
+        markers = [os.path.join(directory, paths.STOP_MARKER_FILE) for directory in (runtime_dir, settings.data_dir)]
+        if (board is not None and board.stopping) or any(map(os.path.exists, markers)):
             raise StoppedError
     else:
         _lift_stop_marker(settings.data_dir, runtime_dir)

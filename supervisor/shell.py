@@ -160,7 +160,7 @@ class Shell:
             self._tick(now)
         self._do(self._core.turn(now))
         self._show(now)
-        self._copies.poll()
+        self._copies.poll(hurried=self._is_starting())
 
     def _tick(self, now: float) -> None:
         self._server.expire(now)
@@ -381,9 +381,12 @@ class Shell:
             until = min(until, deadline)
         if self._fleet.needs_polling:
             until = min(until, now + EXIT_POLL_S)
-        if any(child.state is State.STARTING for child in self._core.children.values()):
+        if self._is_starting():
             until = min(until, now + READINESS_POLL_S)
         return max(0.0, until - now)
+
+    def _is_starting(self) -> bool:
+        return any(child.state is State.STARTING for child in self._core.children.values())
 
     def _is_replaced(self) -> bool:
         if self._ground.board.epoch != self._own.incarnation:
