@@ -2,9 +2,9 @@
 
     python benchmarks/broker_routing.py [--rounds N] [--requests N]
 
-The broker is the real process with all its checks; client and worker are the same plain sockets in both cases. Rounds
-alternate between the two; ratios are medians over the rounds. Then the latency of the control lane while 100 MB pass
-the bulk lane, against idle.
+The broker is the real process with all its checks; client and worker are the same plain sockets in all cases. They take
+turns; ratios are medians (and quartiles) over the rounds. A bare Python loop that only forwards shows what Python
+itself costs. Then the latency of the control lane while 100 MB pass the bulk lane, against idle.
 """
 
 import argparse
@@ -56,6 +56,25 @@ def proxy(front: str, back: str) -> None:
     outer.bind(front)
     inner.bind(back)
     zmq.proxy(outer, inner)
+
+
+def bare_loop(front: str, back: str) -> None:
+    """Forward both ways in Python and look at nothing: what any broker in Python has to pay."""
+    context = zmq.Context()
+    outer, inner = context.socket(zmq.ROUTER), context.socket(zmq.DEALER)
+    outer.bind(front)
+    inner.bind(back)
+    poller = zmq.Poller()
+    poller.register(outer, zmq.POLLIN)
+    poller.register(inner, zmq.POLLIN)
+    while True:
+        for socket, _ in poller.poll():
+            other = inner if socket is outer else outer
+            try:
+                while True:
+                    other.send_multipart(socket.recv_multipart(zmq.NOBLOCK))
+            except zmq.Again:
+                continue
 
 
 def proxy_worker(back: str) -> None:
@@ -140,25 +159,30 @@ def percentile(values: list[float], share: float) -> float:
     return values[min(len(values) - 1, int(share * len(values)))]
 
 
-def compare(through_proxy: Client, through_broker: Client, rounds: int, count: int) -> None:
-    """Alternate, and print the ratios."""
-    figures: list[list[float]] = []
-    for client in (through_proxy, through_broker):
+def spread(values: list[float], form: str) -> str:
+    """Median and quartiles."""
+    low, middle, high = statistics.quantiles(values, n=4)
+    return f"{middle:{form}} ({low:{form}} to {high:{form}})"
+
+
+def compare(clients: dict[str, Client], rounds: int, count: int) -> None:
+    """Let all take turns, and print each one's figures and its ratio to the first's."""
+    latencies: dict[str, list[float]] = {name: [] for name in clients}
+    rates: dict[str, list[float]] = {name: [] for name in clients}
+    for client in clients.values():
         client.throughput(requests(WARM_UP))
     for _ in range(rounds):
-        row = []
-        for client in (through_proxy, through_broker):
-            row.append(statistics.median(client.latencies_us(requests(count // 4))))
-            row.append(client.throughput(requests(count)))
-        figures.append(row)
-        print(f"  p50 {row[0]:6.1f} | {row[2]:6.1f} us   throughput {row[1]:7.0f} | {row[3]:7.0f} /s", flush=True)
-    latency, throughput = (statistics.median(r[2 + i] / r[i] for r in figures) for i in (0, 1))
-    proxy_us, broker_us = (statistics.median(r[i] for r in figures) for i in (0, 2))
-    print(f"one at a time, p50      {broker_us:8.1f} us against {proxy_us:8.1f} us  ratio {latency:5.2f}  aim <= 1.40")
-    proxy_rate, broker_rate = (statistics.median(r[i] for r in figures) for i in (1, 3))
-    print(
-        f"64 in flight            {broker_rate:8.0f} /s against {proxy_rate:8.0f} /s  ratio {throughput:5.2f}  aim >= .45"
-    )
+        for name, client in clients.items():
+            latencies[name].append(statistics.median(client.latencies_us(requests(count // 4))))
+        for name, client in clients.items():
+            rates[name].append(client.throughput(requests(count)))
+    limit = next(iter(clients))
+    for name in clients:
+        slower = [own / least for own, least in zip(latencies[name], latencies[limit], strict=True)]
+        fewer = [own / most for own, most in zip(rates[name], rates[limit], strict=True)]
+        print(f"{name}")
+        print(f"  one at a time, p50: {spread(latencies[name], '.0f')} us, ratio {spread(slower, '.2f')}  aim <= 1.40")
+        print(f"  {IN_FLIGHT} in flight: {spread(rates[name], '.0f')} /s, ratio {spread(fewer, '.2f')}  aim >= 0.45")
 
 
 def pour(endpoint: str, start: Any, done: Any) -> None:
@@ -200,11 +224,11 @@ def under_bulk(client: Client, start: Any, done: Any, rounds: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--requests", type=int, default=8000)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--requests", type=int, default=2000)
     options = parser.parse_args()
     directory = tempfile.mkdtemp(prefix="bench-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
-    front, back = f"ipc://{directory}/f", f"ipc://{directory}/b"
+    front, back, front_bare, back_bare = (f"ipc://{directory}/{number}" for number in range(4))
     start, done = SPAWN.Event(), SPAWN.Event()
     try:
         with running_broker() as broker:
@@ -213,14 +237,21 @@ def main() -> None:
             with processes(
                 (proxy, (front, back)),
                 (proxy_worker, (back,)),
+                (bare_loop, (front_bare, back_bare)),
+                (proxy_worker, (back_bare,)),
                 (broker_worker, (control, hello, SERVICE)),
                 (broker_worker, (bulk, hello, b"event_logger")),
                 (pour, (bulk, start, done)),
             ):
-                through_proxy, through_broker = Client(front), Client(control)
-                compare(through_proxy, through_broker, options.rounds, options.requests)
+                through_broker = Client(control)
+                clients = {
+                    "the C zmq.proxy": Client(front),
+                    "a bare Python loop": Client(front_bare),
+                    "the broker": through_broker,
+                }
+                compare(clients, options.rounds, options.requests)
                 under_bulk(through_broker, start, done, options.rounds)
-                for client in (through_proxy, through_broker):
+                for client in clients.values():
                     client.socket.close(linger=0)
     finally:
         shutil.rmtree(directory, ignore_errors=True)

@@ -6,7 +6,6 @@ progress on the board. Nothing in it waits: not for a peer, not for a disk.
 
 import os
 import select
-import selectors
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,7 +21,7 @@ from actors.runtime.transport import Admission, Lane, Transport, ZmqContext
 from actors.runtime.version import VERSION
 from broker.config import BrokerConfig
 from broker.events import EventsSocket
-from broker.inlet import AdmissionInlet, Inlet
+from broker.inlet import AdmissionInlet, Inlet, Waiter
 from broker.lane import LaneSocket
 from broker.memory import resident_bytes
 from broker.routing import Router
@@ -127,9 +126,7 @@ class Server:
         self._inlets: list[Inlet] = [self._control, self._bulk, self._events]
         if self._admission is not None:
             self._inlets.append(AdmissionInlet(self._admission))
-        self._selector = selectors.DefaultSelector()
-        for descriptor in (self._runtime.wakeup_fd, *(inlet.descriptor for inlet in self._inlets)):
-            self._selector.register(descriptor, selectors.EVENT_READ)
+        self._waiter = Waiter([self._runtime.wakeup_fd, *(inlet.descriptor for inlet in self._inlets)])
         bound = replace(run, endpoint=self._control.endpoint, bulk=self._bulk.endpoint, events=self._events.endpoint)
         if bound != run:
             write_atomically(self._run_path, bound.to_json().encode(), sync=False)
@@ -137,7 +134,7 @@ class Server:
 
     def _drop_connections(self) -> None:
         """Drop every connection with all that the transport holds for it, and bind anew."""
-        self._selector.close()
+        self._waiter.close()
         self._context.destroy(linger=0)
         self._control.forget_connections()
         self._bulk.forget_connections()
@@ -151,7 +148,7 @@ class Server:
         runtime, publications = self._runtime, self._control.router.publications
         wait_s = 0.0
         while True:
-            ready = {key.fd for key, _ in self._selector.select(wait_s)}
+            ready = self._waiter.wait(wait_s)
             for inlet in self._inlets:
                 if inlet.unsure or inlet.descriptor in ready:
                     inlet.drain()

@@ -1,4 +1,4 @@
-"""What the broker believes of a request's head: the rules of `protocol.messages`, quick on what our own client sends."""
+"""What the broker believes of a request's head: the rules of `protocol.messages`, quick on what our client sends."""
 
 from typing import Final
 
@@ -27,6 +27,7 @@ class HeaderReader:
     def __init__(self) -> None:
         """Know no form yet."""
         self._op_of_form: dict[bytes, str] = {}
+        self._known: set[str] = set()
 
     def read(self, frame: Part) -> tuple[bytes, str, int]:
         """Return id, operation and `deadline_ms`.
@@ -40,7 +41,8 @@ class HeaderReader:
             if op is not None:
                 return data[len(_HEAD) : _ID_END], op, int.from_bytes(data[-_DEADLINE_BYTES:], "big")
         header = decode_request_header(data)
-        if len(self._op_of_form) < _FORMS_MAX:
+        if header.op not in self._known and len(self._known) < _FORMS_MAX:
+            self._known.add(header.op)
             form = RequestHeader(bytes(ID_BYTES), header.op, _DEADLINE_MS).encode()
             self._op_of_form[form[_ID_END:-_DEADLINE_BYTES]] = header.op
         return header.id, header.op, header.deadline_ms
