@@ -185,6 +185,7 @@ def place(*, portable: bool = False, supervision: str = "tick_s = 0.02\n") -> It
     """Make an installation of its own, and remove it; `supervision` is what its configuration says."""
     data = Path(tempfile.mkdtemp(prefix="data-"))
     runtime_dir = paths.prepare_runtime_directory(str(data))
+    paths.read_or_make_token(runtime_dir)  # before anybody else does, as the launcher
     try:
         with Board.create(os.path.join(runtime_dir, paths.BOARD_FILE)) as board:
             made = Place(data, runtime_dir, board, new_curve_keys() if portable else None)
