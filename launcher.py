@@ -56,20 +56,21 @@ def definitions() -> tuple[Definition, ...]:
 def main(argv: list[str] | None = None) -> int:
     """Run the launcher and return its exit code."""
     options = _parser().parse_args(argv)
-    os.umask(0o077)
-    _show_role()
     try:
         if options.command:
             raise _not_yet("supervising a COMMAND")
         data_dir = paths.data_directory(options.data_dir)
         config_path = _config_path(options.config, data_dir)
+        supervision = _supervision(config_path)
+        os.umask(0o077)
+        _show_role()
         return run(
             Settings(
                 data_dir=data_dir,
                 config_path=config_path,
                 portable=options.portable or sys.platform != "linux",
                 successor=options.successor,
-                supervision=_supervision(config_path),
+                supervision=supervision,
                 definitions=definitions(),
                 started_at=STARTED_AT,
             )

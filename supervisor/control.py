@@ -167,7 +167,7 @@ class _Connection:
             raise LocalError(ErrorCode.BAD_REQUEST, "not one JSON object a line", "") from None
         if not isinstance(fields, dict) or not self._server.admits(fields):
             raise LocalError(ErrorCode.REFUSED, "refused", "Only the user who runs the system may control it.")
-        op, name, user = (fields.get(key) or "" for key in ("op", "name", "user"))
+        op, name, user = (fields.get(key, "") for key in ("op", "name", "user"))
         if not isinstance(op, str) or not isinstance(name, str) or not isinstance(user, str):
             raise LocalError(ErrorCode.BAD_REQUEST, "op, name and user are texts", "")
         return Request(op, name, self._who(user), self._reply, self._fail)
