@@ -20,6 +20,11 @@ COPIED_BYTES_MAX: Final = 32 * KIB
 THROWN_AWAY_FRAMES_MAX: Final = 1000
 """Frames of one oversized message that are taken in per turn."""
 BATCH_MESSAGES: Final = 16
+MESSAGES_PER_TURN: Final = {Lane.CONTROL: 64, Lane.BULK: 2}
+BYTES_PER_S_MAX: Final = {Lane.CONTROL: float("inf"), Lane.BULK: 256.0 * MIB}
+"""Unchecked, 100 MB pass in a tenth of a second, in which nobody else on two cores gets anything done."""
+BYTES_PER_STRETCH: Final = MIB
+"""After so many bytes a lane that has a limit rests for as long as they may take."""
 RETRY_S: Final = 0.002
 """How soon a peer that was not reading is tried again."""
 BACKLOGS: Final = {
@@ -39,14 +44,17 @@ class LaneSocket:
         endpoint: where it is bound.
     """
 
-    def __init__(self, lane: Lane, bounds: LaneBounds, router: Router, messages_per_turn: int) -> None:
+    def __init__(self, lane: Lane, bounds: LaneBounds, router: Router) -> None:
         """Name the lane; `open` binds it."""
         self.lane = lane
         self.unsure = False
         self.router = router
         self.endpoint = ""
         self._bounds = bounds
-        self._messages_per_turn = messages_per_turn
+        self._messages_per_turn = MESSAGES_PER_TURN[lane]
+        self._bytes_per_s_max = BYTES_PER_S_MAX[lane]
+        self._stretch_bytes = 0
+        self._resume_at = _NEVER
         self._backlog = Backlog(BACKLOGS[lane])
         self._retry_at = _NEVER
         self._oversized: tuple[bytes, list[Part]] | None = None
@@ -71,7 +79,7 @@ class LaneSocket:
     @property
     def due_at(self) -> float:
         """Monotonic time of the next `turn` that has something to do."""
-        return min(self.router.due_at, self._retry_at)
+        return min(self.router.due_at, self._retry_at, self._resume_at)
 
     def drain(self) -> None:
         """Take in what has arrived, and send what comes of it.
@@ -79,12 +87,26 @@ class LaneSocket:
         The first message is answered before the next is looked for; a crowd is taken in batches, which wakes the
         transport less often.
         """
-        taken = self._take_in(1)
+        if self._resume_at != _NEVER:
+            has_input(self.socket)  # so that the descriptor does not wake anybody until then
+            self.unsure = False
+            return
+        left = self._messages_per_turn - self._take_in(1)
         while has_input(self.socket):
-            if taken >= self._messages_per_turn:
-                return
-            taken += self._take_in(BATCH_MESSAGES)
-        self.unsure = False
+            if left <= 0:
+                self.unsure = True
+                break
+            left -= self._take_in(min(left, BATCH_MESSAGES))
+        else:
+            self.unsure = False
+        if self._stretch_bytes > BYTES_PER_STRETCH:
+            self._rest()
+
+    def _rest(self) -> None:
+        seconds = self._stretch_bytes / self._bytes_per_s_max
+        self._stretch_bytes = 0
+        if seconds:
+            self._resume_at = time.monotonic() + seconds
 
     def _take_in(self, messages_max: int) -> int:
         recv, router = self._recv, self.router
@@ -115,6 +137,7 @@ class LaneSocket:
                     self._refuse_oversized()
                     break
                 if not frame.more:
+                    self._stretch_bytes += size
                     receive(peer, frames, size, monotonic())
                     break
         if router.outbox:
@@ -150,6 +173,9 @@ class LaneSocket:
             self.flush()
         if now >= self._retry_at:
             self._retry(now)
+        if now >= self._resume_at:
+            self._resume_at = _NEVER
+            self.unsure = True
 
     def drain_and_refuse(self) -> None:
         """Answer everybody who is still waiting that the system is stopping."""

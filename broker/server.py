@@ -32,8 +32,6 @@ from protocol.limits import MIB
 
 LOCK_FILE: Final = "broker.lock"
 LOCK_RETRY_S: Final = 0.02
-CONTROL_MESSAGES_PER_TURN: Final = 64
-BULK_MESSAGES_PER_TURN: Final = 2
 LOOK_AROUND_INTERVAL_S: Final = 1.0
 SETTLE_S: Final = 2.0
 """After a restart, how long unknown names are waited for: their workers are coming back."""
@@ -65,8 +63,8 @@ class Server:
         self._config = runtime.config.section("broker", BrokerConfig)
         self._run_path = os.path.join(arguments.runtime_dir, RUN_FILE)
         self._own = BrokerService(About(os.getpid(), arguments.incarnation, VERSION, now))
-        self._control = self._lane(Lane.CONTROL, CONTROL, CONTROL_MESSAGES_PER_TURN, now)
-        self._bulk = self._lane(Lane.BULK, BULK, BULK_MESSAGES_PER_TURN, now)
+        self._control = self._lane(Lane.CONTROL, CONTROL, now)
+        self._bulk = self._lane(Lane.BULK, BULK, now)
         self._events = EventsSocket(self._control.router.topics)
         self._admission: Admission | None = None
         self._connections_dropped = False
@@ -104,13 +102,13 @@ class Server:
 
     # --- sockets ----------------------------------------------------------------------------------------------------
 
-    def _lane(self, lane: Lane, bounds: LaneBounds, messages_per_turn: int, now: float) -> LaneSocket:
+    def _lane(self, lane: Lane, bounds: LaneBounds, now: float) -> LaneSocket:
         arguments = self._runtime.arguments
         token = read_or_make_token(arguments.runtime_dir)
         settle_s = SETTLE_S if arguments.incarnation > 1 else 0.0
         router = Router(bounds, token, arguments.incarnation, self._own, now, settle_s)
         self._own.lanes[lane.name.lower()] = router
-        return LaneSocket(lane, bounds, router, messages_per_turn)
+        return LaneSocket(lane, bounds, router)
 
     def _open(self) -> None:
         """Bind everything."""

@@ -90,6 +90,17 @@ class TestService:
         assert client.error_of("health_monitor", timeout_s=0.3) == "deadline_passed"
         assert 0.29 < time.monotonic() - started < 0.6
 
+    def test_a_burst_that_needs_no_answer_hides_nothing_behind_it(self, broker: Broker) -> None:
+        worker = broker.worker("health_monitor")
+        for _ in range(30):
+            for _ in range(200):
+                worker.send(*mdp.HEARTBEAT)
+            started = time.monotonic()
+            worker.request("broker", "ping")
+            while worker.receive()[0] != mdp.CLIENT:
+                pass
+            assert time.monotonic() - started < 0.5
+
     def test_it_beats_while_idle(self, broker: Broker) -> None:
         slot = broker.place.board.slots[BROKER_SLOT]
         before = slot.read_beat().tick
