@@ -102,6 +102,15 @@ def test_a_disk_that_stalls_for_ten_seconds(tmp_path: Path) -> None:
         system.stop()
 
 
+@contextmanager
+def clean_shared_memory(part: str) -> Iterator[None]:
+    """Remove what libfaketime leaves in shared memory for every process that is killed under it."""
+    before = set(Path("/dev/shm").glob(f"*{part}*"))
+    yield
+    for item in set(Path("/dev/shm").glob(f"*{part}*")) - before:
+        item.unlink(missing_ok=True)
+
+
 def faketime_library() -> str | None:
     for folder in ("/usr/lib/x86_64-linux-gnu/faketime", "/usr/lib/aarch64-linux-gnu/faketime", "/usr/lib/faketime"):
         path = f"{folder}/libfaketimeMT.so.1"
@@ -122,7 +131,7 @@ def test_the_wall_clock_is_set_forward_and_back(tmp_path: Path) -> None:
         "FAKETIME_NO_CACHE": "1",
         "FAKETIME_DONT_FAKE_MONOTONIC": "1",
     }
-    with running(config=CONFIG, environment=environment) as system:
+    with clean_shared_memory("faketime"), running(config=CONFIG, environment=environment) as system:
         before = system.identities()
         for offset in ("+3h", "-2d", "+400d", "+0"):
             clock.write_text(offset)
