@@ -175,11 +175,12 @@ class Server:
         self._bulk.turn(now)
         self._events.replay(now)
         if now >= self._tick_at:
-            self._tick_at = now + self._runtime.supervision.tick_s
+            tick_s = self._runtime.supervision.tick_s
+            self._tick_at = (now // tick_s + 1) * tick_s
             self._survive(now)
             self._bound_memory()
         if now >= self._look_around_at:
-            self._look_around_at = now + LOOK_AROUND_INTERVAL_S
+            self._look_around_at = (now // LOOK_AROUND_INTERVAL_S + 1) * LOOK_AROUND_INTERVAL_S
             self._look_around(now)
 
     # --- looking around ---------------------------------------------------------------------------------------------

@@ -151,7 +151,8 @@ class Router:
         if now >= self._delivery.scan_at:
             self._delivery.expire_due(now)
         if now >= self._heartbeat_at:
-            self._heartbeat_at = now + HEARTBEAT_S
+            # At full multiples, like all that recurs: what falls due together wakes the process once.
+            self._heartbeat_at = (now // HEARTBEAT_S + 1) * HEARTBEAT_S
             self._look_around(now)
 
     def drain(self, now: float) -> None:

@@ -206,7 +206,7 @@ class TestLoss:
     def test_a_silent_worker_is_lost(self, world: World) -> None:
         world.ready(b"w")
         world.ask(within_s=60)
-        world.pass_time(SILENCE_S + 1.1)
+        world.pass_time(SILENCE_S + WORKER_HEARTBEAT_INTERVAL_S + 0.1)
         assert world.commands[-1] == (b"w", DISCONNECTED)
         assert world.counts["requeued"] == 1
 
@@ -219,6 +219,8 @@ class TestLoss:
 
     def test_the_broker_says_something_every_interval(self, world: World) -> None:
         world.ready(b"w")
+        world.router.tick(world.now)
+        world.collect()
         world.commands.clear()
         for _ in range(4):
             world.pass_time(WORKER_HEARTBEAT_INTERVAL_S)
