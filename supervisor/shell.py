@@ -56,6 +56,8 @@ READINESS_POLL_S: Final = 0.005
 """How often the board is read while a process starts."""
 EXIT_POLL_S: Final = 0.1
 """How often processes are looked at whose exit wakes nobody up."""
+SHOW_INTERVAL_S: Final = 5.0
+"""How often the board is brought up to date when nothing happens: restarts age out of the period."""
 LATE_TURN_TICKS: Final = 3.0
 FAREWELL_S: Final = 2.0
 """How long the last durable copies may take before the launcher leaves without them."""
@@ -79,7 +81,7 @@ class Shell:
         self._port = control
         self._signals = signals
         self._selector = _new_selector()
-        self._selector.register(signals.descriptor, selectors.EVENT_READ, lambda _mask, _now: None)
+        self._selector.register(signals.descriptor, selectors.EVENT_READ, self._take_signals)
         self._records = Records(ground.runtime_dir)
         self._copies = DurableCopies(control, self._selector)
         self._memory = RestartsFile(self._runtime(paths.RESTARTS_FILE), self._data(paths.RESTARTS_FILE), self._copies)
@@ -98,7 +100,8 @@ class Shell:
         self._effects: deque[Effect] = deque()
         self._prepared = False
         self._downs: list[Request] = []
-        self._next_tick = 0.0
+        self._next_tick = self._next_show = 0.0
+        self._changed = False
         self._exit_code: int | None = None
         self._announced = False
 
@@ -150,7 +153,6 @@ class Shell:
         self._slot.beat(int(now * 1000))
         for key, mask in ready:
             key.data(mask, now)
-        self._take_signals(now)
         for name, incarnation, exit_ in self._fleet.ended():
             self._do(self._core.exited(name, incarnation, exit_, now))
         for child in self._fleet.newly_ready(self._core.children):
@@ -182,7 +184,7 @@ class Shell:
 
     # --- what happens ---------------------------------------------------------------------------------------------
 
-    def _take_signals(self, now: float) -> None:
+    def _take_signals(self, _mask: int, now: float) -> None:
         for name in self._signals.take():
             if self._core.phase is Phase.RUNNING:
                 self._do(self._core.stop(name, now))
@@ -245,6 +247,7 @@ class Shell:
         """Carry effects out in their order; what follows from them comes after all that is already waiting."""
         idle = not self._effects
         self._effects.extend(effects)
+        self._changed |= bool(self._effects)
         if not idle:
             return
         while self._effects:
@@ -316,6 +319,7 @@ class Shell:
 
     def _show(self, now: float) -> None:
         """Bring the board up to date."""
+        self._changed, self._next_show = False, now + SHOW_INTERVAL_S
         self._show_own(now)
         self._fleet.show(self._core.children, now)
         if self._core.phase is not Phase.MARKING and self._downs:

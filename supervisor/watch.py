@@ -6,8 +6,17 @@ from actors.runtime.config import SupervisionConfig
 from actors.runtime.examine import examiner, observe
 from actors.runtime.identity import ProcessIdentity
 from actors.runtime.liveness import LauncherRecord, Slot
+from actors.runtime.signalling import Presence
 from actors.runtime.verdict import Cause, HangDetector, Judgement, Look, Stage, name_cause
 from supervisor.ground import Ground
+
+
+class _Held(Presence):
+    """Every process that the launcher judges is one that it holds, and it has seen none of them end."""
+
+    def is_running(self, key: int, identity: ProcessIdentity) -> bool:
+        """See `Presence`."""
+        return True
 
 
 class Watch:
@@ -18,6 +27,7 @@ class Watch:
         self._boot = ground.board.boot_id
         self._slots = {name: ground.board.slots[number] for name, number in slots.items()}
         self._detector = HangDetector(supervision.tick_s)
+        self._presence = _Held(portable=ground.portable)
         self._examiner = examiner(portable=ground.portable)
         self._first: dict[int, Look | None] = {}
 
@@ -29,7 +39,7 @@ class Watch:
             record = slot.launcher.read()
             if record is not None:
                 peers[slot.number] = (name, slot, record)
-        observed = [observe(slot, record, self._boot) for _, slot, record in peers.values()]
+        observed = [observe(slot, record, self._boot, self._presence) for _, slot, record in peers.values()]
         for judgement in self._detector.tick(now, observed).judgements:
             name, _, record = peers[judgement.key]
             cause = self._cause(judgement, record) if judgement.changed else None
