@@ -9,7 +9,7 @@ if sys.platform == "linux":
 
     def resident_bytes() -> int:
         """Return the resident set size; read from the kernel, not from a disk."""
-        with open("/proc/self/statm", "rb") as file:
+        with open("/proc/self/statm", "rb", buffering=0) as file:
             return int(file.read().split()[1]) * _PAGE_BYTES
 
 else:

@@ -98,7 +98,10 @@ class Server:
         self._context.destroy(linger=LAST_WORDS_MS)
         for endpoint in (self._control.endpoint, self._bulk.endpoint, self._events.endpoint):
             if endpoint.startswith(_LOCAL):
-                os.unlink(endpoint.removeprefix(_LOCAL))
+                try:
+                    os.unlink(endpoint.removeprefix(_LOCAL))
+                except FileNotFoundError:
+                    continue
 
     # --- sockets ----------------------------------------------------------------------------------------------------
 

@@ -77,8 +77,8 @@ class DeadLetter:
         at_ms: monotonic time.
         reason: why.
         service: whom it was for.
-        op: what it asked; empty if opaque.
-        id: its id in hex; empty if opaque.
+        op: what it asked, if that is known.
+        id: its id in hex; zeros if it had none.
     """
 
     at_ms: int

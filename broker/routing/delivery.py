@@ -1,5 +1,6 @@
 """From an accepted request to its outcome: who has it, who waits for it, and what it ends in. Pure, one per lane."""
 
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Final
 
@@ -194,15 +195,18 @@ class Delivery:
                 service.wait(request, first=True)
                 continue
             reason = f"{request.attempts} workers were lost while they had it"
-            self.dead_letter(service.name, request, reason, now)
+            self.dead_letter(service.name, request.op, request.id, reason, now)
             self.conclude(request, ErrorCode.FAILED, reason, Fate.DEAD_LETTERED, now)
         worker.in_flight.clear()
         self.feed(service, now)
 
-    def dismiss(self, worker: Worker, now: float) -> None:
-        """Tell a worker that it is taken off, and take it off."""
-        self.outbox.append((worker.peer, mdp.DISCONNECT, False))
-        self.lose(worker, now)
+    def dismiss(self, workers: Sequence[Worker], now: float) -> None:
+        """Tell workers that they are taken off, and take them off; none of them gets what another of them had."""
+        for worker in workers:
+            worker.service.unlist(worker)
+        for worker in workers:
+            self.outbox.append((worker.peer, mdp.DISCONNECT, False))
+            self.lose(worker, now)
 
     # --- ends --------------------------------------------------------------------------------------------------------
 
@@ -232,10 +236,10 @@ class Delivery:
             self.outbox.append((peer, reply(name, body), False))
         self.outcomes.keep(request, body, 0, now)
 
-    def dead_letter(self, name: bytes, request: Request | None, reason: str, now: float) -> None:
-        """Keep a note of a request, or of an answer (then `request` is None), that found nobody."""
-        op, request_id = (request.op, request.id.hex()) if request is not None else ("", "")
-        self.dead_letters.add(DeadLetter(int(now * 1000), reason, name.decode(errors="replace"), op, request_id))
+    def dead_letter(self, name: bytes, op: str, request_id: bytes, reason: str, now: float) -> None:
+        """Keep a note of a request that found nobody, or of an answer (whose `op` is not known)."""
+        service = name.decode(errors="replace")
+        self.dead_letters.add(DeadLetter(int(now * 1000), reason, service, op, request_id.hex()))
 
     def _dispatch(self, request: Request, worker: Worker) -> None:
         self._sequence += 1
@@ -264,7 +268,7 @@ class Delivery:
             self.feed(service, now)
         else:
             # It has one request at a time and is still at it: it registers anew when it is done.
-            self.dismiss(worker, now)
+            self.dismiss([worker], now)
 
     def _close(self, request: Request) -> None:
         del self.open[request.key]

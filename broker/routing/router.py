@@ -32,7 +32,7 @@ from broker.routing.topics import Topics
 from protocol import limits, mdp
 from protocol.codec import pack
 from protocol.errors import ErrorCode, ProtocolError, RemoteError
-from protocol.messages import ReplyHeader
+from protocol.messages import ReplyHeader, decode_reply_header
 from protocol.names import BROKER, MANAGEMENT_PREFIX
 
 _OWN_NAME: Final = BROKER.encode()
@@ -79,8 +79,7 @@ class Router:
 
     def expect(self, names: Iterable[str], now: float) -> None:
         """Say which services of ours should be there: requests wait for them while they are absent."""
-        for impostor in self._registry.expect([name.encode() for name in names], now):
-            self._delivery.dismiss(impostor, now)
+        self._delivery.dismiss(self._registry.expect([name.encode() for name in names], now), now)
 
     def receive(self, peer: bytes, frames: list[Part], size: int, now: float) -> None:
         """Take in one message of at least one frame, `size` bytes in all, within the lane's bounds."""
@@ -120,7 +119,7 @@ class Router:
                 self.counters.delivered -= 1
                 self.counters.dead_lettered += 1
                 reason = "the client is gone" if gone else "the client does not read"
-                delivery.dead_letter(frames[2], None, reason, now)
+                delivery.dead_letter(frames[2], "", _id_of_reply(frames[3:]), reason, now)
             return
         worker = self._registry.workers.get(peer)
         if worker is None:
@@ -161,9 +160,10 @@ class Router:
         delivery.draining = True
         for request in list(delivery.open.values()):
             delivery.conclude(request, ErrorCode.DRAINING, "the system is stopping", Fate.REJECTED, now)
-        for worker in list(self._registry.workers.values()):
+        workers = list(self._registry.workers.values())
+        for worker in workers:
             worker.in_flight.clear()
-            delivery.dismiss(worker, now)
+        delivery.dismiss(workers, now)
 
     # --- what the broker's own service asks -------------------------------------------------------------------------
 
@@ -281,7 +281,7 @@ class Router:
         elif command != mdp.WORKER_HEARTBEAT:
             if command != mdp.WORKER_READY:
                 self.counters.malformed += 1
-            delivery.dismiss(worker, now)
+            delivery.dismiss([worker], now)
 
     def _register(self, peer: bytes, frames: list[Part], now: float) -> None:
         try:
@@ -296,9 +296,8 @@ class Router:
                 self.outbox.append((refusal.rival.peer, mdp.HEARTBEAT, False))
             return
         self.outbox.append((peer, mdp.HEARTBEAT, False))
-        for earlier in superseded:
-            self.counters.workers_superseded += 1
-            self._delivery.dismiss(earlier, now)
+        self.counters.workers_superseded += len(superseded)
+        self._delivery.dismiss(superseded, now)
         self._delivery.feed(worker.service, now)
 
     def _publish(self, worker: Worker, topic: Part, body: Part) -> None:
@@ -317,7 +316,7 @@ class Router:
             # A foreign worker that is at a request may be unable to say anything; its request's deadline judges it.
             if worker.seen_at + WORKER_SILENCE_S_MAX < now and (worker.trusted or not worker.in_flight):
                 self.counters.workers_lost += 1
-                delivery.dismiss(worker, now)
+                delivery.dismiss([worker], now)
             else:
                 self.outbox.append((worker.peer, mdp.HEARTBEAT, False))
         for service in self._registry.absent(now):
@@ -328,3 +327,10 @@ class Router:
         delivery.outcomes.forget(now)
         if self.counters.imbalance():
             raise RuntimeError(f"requests are not accounted for: {self.counters}")
+
+
+def _id_of_reply(body: list[Part]) -> bytes:
+    try:
+        return decode_reply_header(body[0]).id
+    except (ProtocolError, IndexError):
+        return NO_ID

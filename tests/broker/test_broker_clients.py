@@ -6,7 +6,7 @@ from broker.routing.bounds import WAITERS_MAX
 from protocol import mdp
 from protocol.codec import pack, unpack
 from protocol.limits import DEADLINE_DEFAULT_S, DEADLINE_MS_MAX
-from protocol.messages import RequestHeader
+from protocol.messages import ReplyHeader, RequestHeader
 from tests.broker.lane_world import World, small
 
 
@@ -364,14 +364,15 @@ class TestUndelivered:
         world.ready(b"w")
         world.ask(b"c")
         worker, address, _ = world.dispatched[0]
-        frames = mdp.final(address, b"h", b"r")
+        frames = mdp.final(address, ReplyHeader(b"i" * 16).encode(), b"r")
         world.router.receive(worker, list(frames), 20, world.now)
         (outgoing,) = world.router.outbox
         world.router.outbox.clear()
         world.router.undelivered(outgoing, world.now, gone=True)
         assert world.counts["dead_lettered"] == 1
         assert "delivered" not in world.counts
-        assert world.router.dead_letters.as_list()[0]["reason"] == "the client is gone"
+        (letter,) = world.router.dead_letters.as_list()
+        assert (letter["reason"], letter["id"]) == ("the client is gone", (b"i" * 16).hex())
         assert world.router.counters.imbalance() == 0
 
     def test_an_error_that_cannot_be_sent_keeps_its_fate(self, world: World) -> None:

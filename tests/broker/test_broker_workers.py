@@ -101,6 +101,14 @@ class TestRegistration:
         assert world.commands[-1] == (b"again", DISCONNECTED)
         assert workers_of(world, "greeter") == 1
 
+    def test_what_dismissed_workers_had_is_not_passed_from_one_to_the_next(self, world: World) -> None:
+        for number in range(3):
+            world.ready_foreign(b"f%d" % number, "greeter")
+        world.ask(service="greeter", within_s=60)
+        world.ready(b"ours", "greeter")
+        assert [peer for peer, _, _ in world.dispatched] == [b"f0", b"ours"]
+        assert world.codes == []
+
 
 class TestSupersession:
     def test_a_later_incarnation_replaces_an_earlier_one_and_gets_what_that_had(self, world: World) -> None:
