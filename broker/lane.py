@@ -6,9 +6,9 @@ from typing import Final
 import zmq
 
 from actors.runtime.transport import Lane, Transport, ZmqContext
-from broker.backlog import Backlog, BacklogBounds
 from broker.inlet import descriptor_of, has_input, server_socket
 from broker.routing import Router
+from broker.routing.backlog import Backlog, BacklogBounds
 from broker.routing.bounds import LaneBounds
 from broker.routing.delivery import Outgoing
 from broker.routing.requests import Part

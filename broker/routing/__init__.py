@@ -12,6 +12,7 @@ headers      what of a request's head the broker believes
 accounts     what became of every message
 topics       which publications a new subscriber gets
 management   what the broker answers about itself
+backlog      what is held for a peer that does not read as fast as it asks
 bounds       how much of anything there may be
 ============ =====================================================================================
 """

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from broker.backlog import Backlog, BacklogBounds
 from broker.routing.accounts import Counters, DeadLetter, DeadLetters
+from broker.routing.backlog import Backlog, BacklogBounds
 from broker.routing.bounds import DEAD_LETTERS_MAX
 from broker.routing.headers import HeaderReader, content_of
 from broker.routing.outcomes import Outcomes
