@@ -5,8 +5,10 @@ It opens no ZeroMQ socket and no database, and starts no thread: so it can fork,
 
 import argparse
 import os
+import pathlib
 import sys
 import time
+from typing import Any
 
 STARTED_AT = time.monotonic()
 SOURCE_ROOT = os.path.dirname(os.path.abspath(__file__))
@@ -57,24 +59,10 @@ def main(argv: list[str] | None = None) -> int:
     """Run the launcher and return its exit code."""
     options = _parser().parse_args(argv)
     try:
-        if options.command:
-            raise _not_yet("supervising a COMMAND")
-        data_dir = paths.data_directory(options.data_dir)
-        config_path = _config_path(options.config, data_dir)
-        supervision = _supervision(config_path)
+        settings = _settings(options)
         os.umask(0o077)
         _show_role()
-        return run(
-            Settings(
-                data_dir=data_dir,
-                config_path=config_path,
-                portable=options.portable or sys.platform != "linux",
-                successor=options.successor,
-                supervision=supervision,
-                definitions=definitions(),
-                started_at=STARTED_AT,
-            )
-        )
+        return run(settings)
     except LocalError as error:
         if not (options.successor and error.code == ErrorCode.LOCKED):
             print(f"launcher: {error.message}. {error.hint}".rstrip(), file=sys.stderr)  # noqa: T201 - its one line
@@ -105,19 +93,32 @@ def _config_path(given: str | None, data_dir: str) -> str | None:
     return None
 
 
-def _supervision(config_path: str | None) -> SupervisionConfig:
-    """Check the whole configuration, and return `[supervision]`.
+def _settings(options: argparse.Namespace) -> Settings:
+    """Return the settings, the whole configuration being checked.
 
     Raises:
         LocalError: it names what is wrong.
     """
-    config = ConfigFile.load(config_path)
+    if options.command:
+        raise _not_yet("supervising a COMMAND")
+    data_dir = paths.data_directory(options.data_dir)
+    path = _config_path(options.config, data_dir)
+    config = ConfigFile.load(path)
     if config.has("program"):
         raise _not_yet("[program.NAME]")
-    for name, kind in SECTIONS.items():
-        config.section(name, kind)
+    sections: dict[str, Any] = {name: config.section(name, kind) for name, kind in SECTIONS.items()}
     config.finish()
-    return config.section("supervision", SupervisionConfig)
+    return Settings(
+        data_dir=data_dir,
+        config=None if path is None else pathlib.Path(path).read_bytes(),
+        config_path=path,
+        portable=options.portable or sys.platform != "linux",
+        successor=options.successor,
+        supervision=sections["supervision"],
+        evidence_files_max=sections["watchdog"].evidence_files_max,
+        definitions=definitions(),
+        started_at=STARTED_AT,
+    )
 
 
 def _show_role() -> None:

@@ -13,7 +13,7 @@ depends on it. The changes of state are `model.TRANSITIONS`. What it holds to:
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from protocol.errors import ErrorCode, LocalError
@@ -111,6 +111,7 @@ class Ending:
     reason: str
     failed: bool
     manual: bool = False
+    evidence: str = ""
 
 
 @dataclass(slots=True)
@@ -204,7 +205,7 @@ class Supervisor:
             return []
         ending = child.ending
         if ending is not None:
-            exit_ = Exit(ending.reason, exit_.exit_code, exit_.signal, exit_.evidence)
+            exit_ = Exit(ending.reason, exit_.exit_code, exit_.signal, ending.evidence or exit_.evidence)
         child.ending = child.deadline = child.killed_at = None
         child.reason = exit_.reason
         child.ended_at = now
@@ -216,12 +217,12 @@ class Supervisor:
             return [record, *self._start(child, now, charged=False)]
         return self._failed(child, exit_, now)
 
-    def judged_hung(self, name: str, incarnation: int, cause: str, now: float) -> list[Effect]:
+    def judged_hung(self, name: str, incarnation: int, cause: str, evidence: str, now: float) -> list[Effect]:
         """The process does not move any more; it is killed and counts as failed."""
         child = self.children[name]
         if child.state not in (State.STARTING, State.READY) or child.incarnation != incarnation:
             return []
-        return self._kill(child, Ending(f"hung: {cause}", failed=True), now)
+        return self._kill(child, Ending(f"hung: {cause}", failed=True, evidence=evidence), now)
 
     def command(self, op: str, name: str, who: str, now: float) -> list[Effect]:
         """Start, stop or restart one process because a person wants it; never charged.
@@ -410,7 +411,7 @@ class Supervisor:
         if child.killed_at is None:
             ending = child.ending or Ending("was told to leave", failed=False)
             said = f"{ending.reason}; did not leave within {child.spec.stop_timeout_s:g} s"
-            return self._kill(child, Ending(said, ending.failed, ending.manual), now)
+            return self._kill(child, replace(ending, reason=said), now)
         if now - child.killed_at < KILL_PATIENCE_S:
             child.deadline = now + KILL_AGAIN_S
             return [Kill(name)]

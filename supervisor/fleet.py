@@ -11,10 +11,11 @@ from actors.runtime.liveness import LauncherRecord, Slot, Verdict
 from actors.runtime.paths import STACKS_DIR
 from supervisor.core import Child
 from supervisor.ground import Ground
+from supervisor.last_words import FATAL_SIGNALS, with_last_words, with_stacks
 from supervisor.model import Exit, State
-from supervisor.port import Launch, Process, ProcessControl
+from supervisor.port import ExitStatus, Launch, Process, ProcessControl
 from supervisor.settings import Definition, Settings
-from supervisor.slots import how_it_ended, record_of, says_ready, with_last_words
+from supervisor.slots import how_it_ended, record_of, says_ready
 
 
 @dataclass(slots=True)
@@ -48,6 +49,11 @@ class Fleet:
     def needs_polling(self) -> bool:
         """Whether some process's exit makes no descriptor readable."""
         return any(berth.process and berth.process.exit_fd is None for berth in self._berths.values())
+
+    @property
+    def anybody(self) -> bool:
+        """Whether a process is left."""
+        return any(berth.process for berth in self._berths.values())
 
     def adopt(self, name: str, incarnation: int, identity: ProcessIdentity) -> bool:
         """Take over a running process; False if it is gone."""
@@ -98,6 +104,12 @@ class Fleet:
             self._show(berth, child, now)
             berth.process.kill()
 
+    def kill_all(self) -> None:
+        """Kill every process with its whole tree, whatever the board says."""
+        for berth in self._berths.values():
+            if berth.process is not None:
+                berth.process.kill()
+
     def ended(self) -> Iterator[tuple[str, int, Exit]]:
         """Yield name, life and end of every process that has ended since the last call."""
         for name, berth in self._berths.items():
@@ -107,8 +119,7 @@ class Fleet:
                     self._selector.unregister(berth.process.exit_fd)
                 berth.process.close()
                 berth.process = None
-                exit_ = how_it_ended(berth.slot.watchdog.read(), berth.incarnation, status)
-                yield name, berth.incarnation, with_last_words(exit_, self._stderr_path(name))
+                yield name, berth.incarnation, self._exit(berth, status)
 
     def newly_ready(self, children: Mapping[str, Child]) -> list[Child]:
         """Return those that were starting and now say that they are ready."""
@@ -125,6 +136,12 @@ class Fleet:
         for berth in self._berths.values():
             if berth.process is not None:
                 berth.process.close()
+
+    def _exit(self, berth: _Berth, status: ExitStatus) -> Exit:
+        exit_ = how_it_ended(berth.slot.watchdog.read(), berth.incarnation, status)
+        if status.signal in FATAL_SIGNALS and not exit_.evidence:
+            return with_stacks(exit_, self._ground.runtime_dir, berth.definition, berth.incarnation)
+        return with_last_words(exit_, self._stderr_path(berth.definition.name))
 
     def _stderr_path(self, name: str) -> str:
         return os.path.join(self._ground.runtime_dir, STACKS_DIR, f"{name}.stderr")

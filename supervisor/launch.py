@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from actors.runtime import paths
-from protocol.errors import EXIT_FAILED, EXIT_OK
+from protocol.errors import EXIT_FAILED, EXIT_OK, ErrorCode, LocalError
 from protocol.names import LAUNCHER
 from protocol.severity import Severity
 from supervisor import ground
@@ -16,7 +16,7 @@ from supervisor.model import Say
 from supervisor.port import ProcessControl
 from supervisor.records import Records
 from supervisor.settings import Settings
-from supervisor.shell import Shell
+from supervisor.shell import GroundLostError, Shell
 from supervisor.signals import Signals
 from supervisor.takeover import OverBudgetError
 
@@ -27,11 +27,22 @@ def run(settings: Settings) -> int:
     Raises:
         LocalError: another launcher has the data directory, or a directory cannot be trusted.
     """
+    signals = Signals()
+    while True:
+        try:
+            return _run_once(settings, signals)
+        except GroundLostError:
+            settings = replace(settings, successor=False)
+
+
+def _run_once(settings: Settings, signals: Signals) -> int:
     try:
         taken = ground.take(settings)
     except StoppedError:
         return EXIT_OK
-    settings = _with_pinned_config(settings, taken)
+    except OSError as error:
+        raise LocalError(ErrorCode.FAILED, f"cannot start in {settings.data_dir}: {error}", "") from error
+    pinned = _with_pinned_config(settings, taken)
     shell: Shell | None = None
 
     def drop_inherited() -> None:
@@ -39,10 +50,12 @@ def run(settings: Settings) -> int:
             shell.close_inherited()
 
     try:
-        shell = Shell(settings, taken, _process_control(taken, drop_inherited), Signals())
+        shell = Shell(pinned, taken, _process_control(taken, drop_inherited), signals)
         return shell.run()
     except OverBudgetError:
         return EXIT_FAILED
+    except GroundLostError:
+        raise
     except Exception as error:  # noqa: BLE001 - the one catch-all: whoever survives starts a successor
         message = f"the launcher crashed: {type(error).__name__}: {error}"
         said = Say(Severity.CRITICAL, "launcher_crashed", message, LAUNCHER)
@@ -66,9 +79,8 @@ def _with_pinned_config(settings: Settings, taken: Ground) -> Settings:
     A file that is edited, damaged or on a stalled disk meanwhile must not keep a process from being restarted, or a
     successor of this launcher from starting.
     """
-    pinned = os.path.join(taken.runtime_dir, paths.CONFIG_FILE)
-    if settings.config_path is None or settings.config_path == pinned:
+    if settings.config is None:
         return settings
-    with open(settings.config_path, "rb") as file:
-        paths.write_atomically(pinned, file.read(), sync=False)
+    pinned = os.path.join(taken.runtime_dir, paths.CONFIG_FILE)
+    paths.write_atomically(pinned, settings.config, sync=False)
     return replace(settings, config_path=pinned)

@@ -35,19 +35,23 @@ class Settings:
 
     Attributes:
         data_dir: absolute data directory.
-        config_path: absolute path of the configuration file, or None.
+        config: content of the configuration file; None without one.
+        config_path: absolute path at which the processes find it.
         portable: whether the portable ports were asked for.
         successor: whether a survivor started this launcher, not a person.
         supervision: the `[supervision]` section.
+        evidence_files_max: pieces of evidence that are kept.
         definitions: the processes, in the order of starting.
         started_at: monotonic time at which this launcher began.
     """
 
     data_dir: str
+    config: bytes | None
     config_path: str | None
     portable: bool
     successor: bool
     supervision: SupervisionConfig
+    evidence_files_max: int
     definitions: Sequence[Definition]
     started_at: float
 

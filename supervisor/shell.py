@@ -67,6 +67,10 @@ class Replaced(Exception):
     """Another launcher rules the board; this one leaves without touching anything."""
 
 
+class GroundLostError(Exception):
+    """The runtime directory was removed, as some systems do when their user logs out."""
+
+
 class Shell:
     """One launcher, from taking over to leaving."""
 
@@ -86,7 +90,7 @@ class Shell:
         self._copies = DurableCopies(control, self._selector)
         self._memory = RestartsFile(self._runtime(paths.RESTARTS_FILE), self._data(paths.RESTARTS_FILE), self._copies)
         self._fleet = Fleet(settings, ground, control, self._selector)
-        self._watch = Watch(ground, settings.supervision, {item.name: item.slot for item in settings.definitions})
+        self._watch = Watch(settings, ground)
         self._slot = ground.board.slots[LAUNCHER_SLOT]
         self._board_file = _file_identity(ground.board.path)
         self._identity = own_identity()
@@ -108,7 +112,11 @@ class Shell:
     # --- from beginning to end ------------------------------------------------------------------------------------
 
     def run(self) -> int:
-        """Supervise until the system is stopped; return the exit code."""
+        """Supervise until the system is stopped; return the exit code.
+
+        Raises:
+            GroundLostError: nobody is left, and everything has to begin anew elsewhere.
+        """
         self._begin()
         try:
             while self._exit_code is None:
@@ -116,6 +124,9 @@ class Shell:
         except Replaced:
             console.say("another launcher has taken over and goes on with everything")
             return 0
+        except GroundLostError:
+            self._abandon()
+            raise
         self._leave()
         return self._exit_code
 
@@ -147,8 +158,7 @@ class Shell:
 
     def _turn(self) -> None:
         ready = self._selector.select(self._wait_s(time.monotonic()))
-        if self._is_replaced():  # before anything that a thawed launcher might do
-            raise Replaced
+        self._check_ground()  # before anything that a thawed launcher might do
         now = time.monotonic()
         self._slot.beat(int(now * 1000))
         for key, mask in ready:
@@ -166,8 +176,8 @@ class Shell:
 
     def _tick(self, now: float) -> None:
         self._server.expire(now)
-        for name, incarnation, cause in self._watch.tick(now, self._core.judges()):
-            self._do(self._core.judged_hung(name, incarnation, cause, now))
+        for hung in self._watch.tick(now, time.time(), self._core.judges()):
+            self._do(self._core.judged_hung(hung.name, hung.incarnation, hung.cause, hung.evidence, now))
 
     def _leave(self) -> None:
         """Remove what is left of the launcher itself: sockets, board, and whatever is no history."""
@@ -181,6 +191,19 @@ class Shell:
         clear(self._ground.runtime_dir, frozenset(name for name in files if not self._copies.is_safe(self._data(name))))
         self._ground.lock.release()
         console.say("stopped")
+
+    def _abandon(self) -> None:
+        """End everybody who still uses a runtime directory that is gone; they would leave by themselves, but later."""
+        console.say(f"{self._ground.runtime_dir} was removed; starting everything anew")
+        end = time.monotonic() + FAREWELL_S
+        self._fleet.kill_all()
+        while self._fleet.anybody and time.monotonic() < end:
+            self._selector.select(READINESS_POLL_S)
+            for _ in self._fleet.ended():
+                pass
+        self._server.close()
+        self._selector.close()
+        self._ground.lock.release()
 
     # --- what happens ---------------------------------------------------------------------------------------------
 
@@ -392,11 +415,14 @@ class Shell:
     def _is_starting(self) -> bool:
         return any(child.state is State.STARTING for child in self._core.children.values())
 
-    def _is_replaced(self) -> bool:
+    def _check_ground(self) -> None:
         if self._ground.board.epoch != self._own.incarnation:
-            return True
+            raise Replaced
         file = _file_identity(self._ground.board.path)
-        return file is not None and file != self._board_file
+        if file is None:
+            raise GroundLostError
+        if file != self._board_file:
+            raise Replaced
 
     def _moment(self, now: float) -> Moment:
         return Moment(now, time.time(), boot_id())

@@ -1,9 +1,7 @@
 """The board as the launcher uses it: what a predecessor left there, how a life ended, and what it writes itself."""
 
-import os
 import signal
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Final
 
 from actors.runtime.identity import ProcessIdentity
@@ -79,21 +77,6 @@ def how_it_ended(verdict: WatchdogRecord | None, incarnation: int, status: ExitS
         return Exit(f"exited with code {code}", code, number)
     how = "its exit code is unknown, because another launcher had started it" if status else "while no launcher ran"
     return Exit(f"ended: {how}")
-
-
-def with_last_words(exit_: Exit, stderr_path: str) -> Exit:
-    """Return `exit_` with the last line that the process wrote before it let go of its standard error, if it failed."""
-    if not exit_.exit_code:
-        return exit_
-    try:
-        with open(stderr_path, "rb") as file:
-            file.seek(0, os.SEEK_END)
-            file.seek(max(0, file.tell() - REASON_CHARACTERS_MAX))
-            lines = file.read().decode(errors="replace").split("\n")
-    except OSError:
-        return exit_
-    said = [line.strip() for line in lines if line.strip()]
-    return replace(exit_, reason=f"{exit_.reason}: {said[-1]}"[:REASON_CHARACTERS_MAX]) if said else exit_
 
 
 def record_of(

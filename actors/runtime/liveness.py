@@ -317,6 +317,10 @@ class Board:
             file.seek(_BOOT_ID_OFFSET)
             file.write(boot_id().encode("ascii")[:_BOOT_ID_BYTES])
             file.truncate(BOARD_BYTES)
+            file.flush()
+            if hasattr(os, "posix_fallocate"):
+                # Touching a page that a full tmpfs cannot give is deadly: take all of them now.
+                os.posix_fallocate(file.fileno(), 0, BOARD_BYTES)
         os.replace(temporary, path)
         return cls(path, writable=True)
 

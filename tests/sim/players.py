@@ -253,7 +253,7 @@ class Launcher:
         for judgement in self._detector.tick(world.now, [item for item in seen if item is not None]).judgements:
             if judgement.stage is Stage.HUNG and judgement.changed:
                 name = names[judgement.key]
-                self.do(self.core.judged_hung(name, judgement.incarnation, "frozen", world.now))
+                self.do(self.core.judged_hung(name, judgement.incarnation, "frozen", "", world.now))
         if self._marked_at is not None and world.t >= self._marked_at:
             self._marked_at, world.marker_disk = None, True
             self.do(self.core.stop_marked(world.now))

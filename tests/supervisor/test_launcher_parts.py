@@ -17,9 +17,11 @@ from supervisor import console
 from supervisor.budget import Budget
 from supervisor.copies import DurableCopies
 from supervisor.core import Child, Ending
+from supervisor.last_words import with_last_words
 from supervisor.model import ChildSpec, Exit, State
 from supervisor.port import ExitStatus, Launch
-from supervisor.slots import found_in, how_it_ended, record_of, record_of_launcher, with_last_words
+from supervisor.settings import Settings
+from supervisor.slots import found_in, how_it_ended, record_of, record_of_launcher
 
 # --- durable copies ---------------------------------------------------------------------------------------------------
 
@@ -288,6 +290,10 @@ def test_the_default_configuration_lies_in_or_beside_the_data_directory(tmp_path
     assert launcher._config_path(str(tmp_path / "other"), str(data)) == str(tmp_path / "other")
 
 
+def settings_for(*argv: str) -> Settings:
+    return launcher._settings(launcher._parser().parse_args(argv))
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
@@ -301,12 +307,12 @@ def test_a_configuration_that_is_wrong_is_named_before_anything_starts(tmp_path:
     path = tmp_path / "reliability.toml"
     path.write_text(text)
     with pytest.raises(LocalError, match=problem) as caught:
-        launcher._supervision(str(path))
+        settings_for("--config", str(path))
     assert caught.value.exit_code == 2
 
 
 def test_the_configuration_of_every_part_is_known() -> None:
-    assert launcher._supervision(None) == runtime_config.SupervisionConfig()
+    assert settings_for("--data-dir", "/nonexistent/data").supervision == runtime_config.SupervisionConfig()
 
 
 def test_a_command_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -139,7 +140,21 @@ def test_a_frozen_process_is_killed_by_the_launcher_where_there_is_no_watchdog(s
     [entry] = system.journal("restart")
     assert entry["reason"] == "hung: frozen (stopped by a signal)"
     assert entry["charged"] is True
+    evidence = json.loads((system.runtime_dir / paths.EVIDENCE_DIR / entry["evidence"]).read_text())
+    assert (evidence["name"], evidence["pid"], evidence["looks"][-1]["state"]) == ("one", old, "T")
     system.stop()
+
+
+def test_the_stacks_of_a_crash_are_kept_with_the_restart(posix: DummySystem) -> None:
+    posix.start_whole()
+    os.kill(posix.pid("one"), signal.SIGSEGV)
+    wait_until(lambda: posix.journal("restart"), "a failure")
+    [entry] = posix.journal("restart")
+    assert entry["reason"] == "killed by signal 11 (SIGSEGV)"
+    evidence = json.loads((posix.runtime_dir / paths.EVIDENCE_DIR / entry["evidence"]).read_text())
+    assert "dummy_actor.py" in evidence["stacks"]
+    wait_until(lambda: posix.state("one") == "ready", "restarted")
+    posix.stop()
 
 
 def test_a_configuration_that_was_spoilt_meanwhile_keeps_nobody_from_being_restarted(posix: DummySystem) -> None:
@@ -286,6 +301,18 @@ def test_all_dead_is_a_clean_start_and_not_charged(posix: DummySystem) -> None:
     assert [posix.record(name).restarts_in_period for name in ("launcher", *NAMES)] == [0, 0, 0]
     assert posix.record("one").incarnation == 2
     posix.stop()
+
+
+def test_everything_begins_anew_when_the_runtime_directory_is_removed(system: DummySystem) -> None:
+    launcher = system.start_whole()
+    before = {name: system.pid(name) for name in NAMES}
+    shutil.rmtree(system.runtime_dir)
+    wait_until(lambda: system.is_whole(launcher.pid), "whole again, under the same launcher")
+    assert all(start_time_of(pid) is None for pid in before.values())
+    assert [system.record(name).restarts_in_period for name in ("launcher", *NAMES)] == [0, 0, 0]
+    assert system.call("ping")["pid"] == launcher.pid
+    system.kill_and_await("one")
+    system.stop()
 
 
 def test_what_this_release_does_not_know_is_ended(posix: DummySystem) -> None:

@@ -116,7 +116,7 @@ def test_the_exit_of_another_life_is_nobody_s_business() -> None:
     core.exited("a", 1, CRASH, 10.0)
     assert core.exited("a", 1, CRASH, 10.1) == []
     assert core.became_ready("a", 1, 10.1) == []
-    assert core.judged_hung("a", 1, "frozen", 10.1) == []
+    assert core.judged_hung("a", 1, "frozen", "", 10.1) == []
 
 
 def test_failing_before_ready_backs_off_doubling_up_to_a_bound() -> None:
@@ -183,8 +183,8 @@ def test_one_that_is_not_ready_in_time_is_killed_and_charged() -> None:
 
 def test_a_hung_one_is_killed_once_and_charged() -> None:
     core = running("watchdog")
-    assert acts(core.judged_hung("watchdog", 1, "frozen", 10.0)) == [Kill("watchdog")]
-    assert core.judged_hung("watchdog", 1, "frozen", 10.5) == []
+    assert acts(core.judged_hung("watchdog", 1, "frozen", "", 10.0)) == [Kill("watchdog")]
+    assert core.judged_hung("watchdog", 1, "frozen", "", 10.5) == []
     effects = core.exited("watchdog", 1, Exit("killed", signal=9), 10.6)
     assert RecordRestart("watchdog", 1, Exit("hung: frozen", signal=9), charged=True, manual=False) in effects
     assert Spawn("watchdog", 2) in effects
@@ -200,7 +200,7 @@ def test_a_late_turn_grants_one_fresh_window_and_no_second() -> None:
 
 def test_what_does_not_die_is_killed_again_and_then_complained_about() -> None:
     core = running("a")
-    core.judged_hung("a", 1, "waiting on disk", 10.0)
+    core.judged_hung("a", 1, "waiting on disk", "", 10.0)
     effects = turns(core, 10.5, 10.0 + KILL_PATIENCE_S + 5)
     assert acts(effects) == [Kill("a")] * int(KILL_PATIENCE_S / KILL_AGAIN_S - 1)
     assert [effect.event_type for effect in effects if isinstance(effect, Say)] == ["process_unkillable"]
@@ -262,7 +262,7 @@ def test_a_stop_calls_off_a_start_that_is_due_later() -> None:
 
 def test_a_stop_while_it_is_being_killed_keeps_it_down() -> None:
     core = running("a")
-    core.judged_hung("a", 1, "frozen", 10.0)
+    core.judged_hung("a", 1, "frozen", "", 10.0)
     assert acts(core.command("stop", "a", "me", 10.1)) == []
     assert acts(core.exited("a", 1, CRASH, 10.2)) == []
     assert core.children["a"].state is State.STOPPED
