@@ -138,8 +138,7 @@ class Schedule:
             case "pause":
                 world.pause(rng.choice([0.3, 1.0, 10.0, 60.0]), suspend=rng.random() < 0.5)
             case "wall clock":
-                world.wall_offset_s += rng.choice([-1e8, -7200, -5, 5, 7200, 1e8])
-                world.wall_jumped = True
+                world.set_wall_clock(rng.choice([-1e8, -7200, -5, 5, 7200, 1e8]))
             case "crash loop":
                 world.trouble.crash_loop ^= {rng.choice(NAMES)}
             case "slow start":

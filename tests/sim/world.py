@@ -238,6 +238,16 @@ class World:
             self.slept_s += duration_s
             self.ledger.exact = False  # by the monotonic clock charges age more slowly now than in true time
 
+    def set_wall_clock(self, by_s: float) -> None:
+        """Somebody sets the wall clock."""
+        self.say(f"wall clock set by {by_s:+g} s")
+        self.wall_offset_s += by_s
+        self.wall_jumped = True
+        if (
+            self.tmpfs is None
+        ):  # what is remembered is dated by the wall clock until a launcher of this boot has read it
+            self.ledger.rebooted(remembered=False)
+
     def reboot(self) -> None:
         """Power off and on: processes and tmpfs are gone, the disk has what it had."""
         self.say("reboot")
@@ -396,6 +406,7 @@ class Ledger:
     def rebooted(self, *, remembered: bool) -> None:
         """What had not reached the disk cannot be remembered, nor what a clock has dated that was set."""
         if not remembered:
+            self.exact &= not self.last  # something may have been remembered all the same
             self.charged = {name: [] for name in self.charged}
             self.last.clear()
 
