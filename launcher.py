@@ -5,7 +5,6 @@ It opens no ZeroMQ socket and no database, and starts no thread: so it can fork,
 
 import argparse
 import os
-import pathlib
 import sys
 import time
 from typing import Any
@@ -110,7 +109,7 @@ def _settings(options: argparse.Namespace) -> Settings:
     config.finish()
     return Settings(
         data_dir=data_dir,
-        config=None if path is None else pathlib.Path(path).read_bytes(),
+        config=None if path is None else _content(path),
         config_path=path,
         portable=options.portable or sys.platform != "linux",
         successor=options.successor,
@@ -119,6 +118,11 @@ def _settings(options: argparse.Namespace) -> Settings:
         definitions=definitions(),
         started_at=STARTED_AT,
     )
+
+
+def _content(path: str) -> bytes:
+    with open(path, "rb") as file:  # not pathlib, which this process needs for nothing else, and its forks neither
+        return file.read()
 
 
 def _show_role() -> None:

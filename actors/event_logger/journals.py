@@ -1,12 +1,12 @@
 """Draining the journals on tmpfs into the tables: each entry once, whoever dies when."""
 
-import hashlib
 import os
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import BinaryIO, Final
 
 from actors.event_logger.core import ATTEMPT_PATIENCE_S, JournalBook, JournalFile, Position
+from actors.event_logger.digests import blake2b
 from actors.event_logger.records import Event, JournalEntry, derived_id, parse_journal_entries
 from actors.event_logger.store import DrainBatch, EventStore, Stored
 from actors.runtime.identity import boot_id
@@ -18,6 +18,7 @@ from protocol.severity import Severity
 DRAIN_BYTES_MAX: Final = MIB
 """No further file is begun past this, so that a transaction stays short; the journals bound each file."""
 _HEAD_BYTES: Final = 128
+_DIGEST_BYTES: Final = 16
 _SUFFIX: Final = ".jsonl"
 _TURNED_OVER_SUFFIX: Final = ".jsonl.1"
 
@@ -120,8 +121,7 @@ class JournalDrain:
         if not newline and len(beginning) < _HEAD_BYTES:
             return None  # it may begin otherwise a moment later, and has no whole line to drain
         size = os.fstat(handle.fileno()).st_size
-        digest = hashlib.blake2b(head, digest_size=16).digest()
-        return JournalFile(journal, digest, suffix == _TURNED_OVER_SUFFIX, size), handle
+        return JournalFile(journal, blake2b(head, _DIGEST_BYTES), suffix == _TURNED_OVER_SUFFIX, size), handle
 
 
 def _lost_event(position: Position, now_ms: int) -> Event:

@@ -177,9 +177,9 @@ def derived_id(request_id: bytes, number: int = 0) -> bytes:
     """Return the id of the event number `number` of a request: a request that is sent again makes no second event."""
     if number == 0 and len(request_id) == EVENT_ID_BYTES:
         return request_id
-    import hashlib  # noqa: PLC0415 - loads OpenSSL, 1.6 MiB, which a system that sends single events does not need
+    from actors.event_logger.digests import blake2b  # noqa: PLC0415 - for event_logger alone, and hosts import this
 
-    return hashlib.blake2b(request_id + number.to_bytes(4), digest_size=EVENT_ID_BYTES).digest()
+    return blake2b(request_id + number.to_bytes(4), EVENT_ID_BYTES)
 
 
 def parse_filter(fields: dict[str, Any]) -> EventFilter:

@@ -21,6 +21,7 @@ import mmap
 import os
 import struct
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from operator import attrgetter
@@ -276,6 +277,30 @@ class Slot:
         return ProcessIdentity(record.pid, record.start_time, boot_id())
 
 
+class Slots:
+    """The slots of a board, each made when it is first asked for: few of them are ever used, and each costs 2 KiB."""
+
+    def __init__(self, board: memoryview) -> None:
+        """Lay slots over the board."""
+        self._board = board
+        self._made: list[Slot | None] = [None] * SLOTS
+
+    def __getitem__(self, number: int) -> Slot:
+        """Return one slot."""
+        slot = self._made[number]
+        if slot is None:
+            slot = self._made[number] = Slot(self._board, number)
+        return slot
+
+    def __iter__(self) -> Iterator[Slot]:
+        """Yield them all."""
+        return (self[number] for number in range(SLOTS))
+
+    def clear(self) -> None:
+        """Let go of them all, for good."""
+        self._made.clear()
+
+
 class BoardError(Exception):
     """The file is no liveness board of this version and boot."""
 
@@ -306,7 +331,7 @@ class Board:
             raise BoardError(f"{path} is not a liveness board of this version")
         if self.boot_id != boot_id():
             raise BoardError(f"{path} was written before the last reboot")
-        self.slots = [Slot(self._view, number) for number in range(SLOTS)]
+        self.slots = Slots(self._view)
 
     @classmethod
     def create(cls, path: str) -> Self:
@@ -354,10 +379,12 @@ class Board:
     def occupied(self) -> list[tuple[Slot, LauncherRecord]]:
         """Return every slot that the launcher has filled, with its record."""
         found = []
-        for slot, generation in zip(self.slots, self._launcher_indices.tolist(), strict=True):
-            record = slot.launcher.read() if generation else None
-            if record is not None:
-                found.append((slot, record))
+        for number, generation in enumerate(self._launcher_indices.tolist()):
+            if generation:
+                slot = self.slots[number]
+                record = slot.launcher.read()
+                if record is not None:
+                    found.append((slot, record))
         return found
 
     def find(self, name: str) -> tuple[Slot, LauncherRecord] | None:

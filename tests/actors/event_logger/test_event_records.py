@@ -1,7 +1,11 @@
 """Parsing at the edge: events, filters and journal entries."""
 
+import hashlib
 import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -84,6 +88,22 @@ def test_the_events_of_one_request_have_ids_of_their_own_and_the_same_ones_when_
     assert [event.id for event in first] == [event.id for event in again]
     assert len({event.id for event in first}) == 3
     assert derived_id(b"short id") != derived_id(b"short id", 1)
+
+
+def test_digests_load_no_openssl_and_are_those_of_hashlib() -> None:
+    program = (
+        "import sys; from actors.event_logger.digests import blake2b; digest = blake2b(b'text', 16)\n"
+        "assert '_hashlib' not in sys.modules; import _hashlib\n"
+        "print(digest.hex())"
+    )
+    root = Path(__file__).parents[3]
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=root, check=True)
+    assert done.stdout.strip() == hashlib.blake2b(b"text", digest_size=16).hexdigest()
+
+
+def test_what_a_host_imports_leaves_its_hashlib_alone() -> None:
+    program = "import sys; import actors.event_logger.queries\nassert 'actors.event_logger.digests' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[3], check=True)
 
 
 @pytest.mark.parametrize(
