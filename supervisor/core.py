@@ -66,7 +66,6 @@ class Child:
         started_at: when the present process was started.
         due_at: when the next start is due, in `BACKOFF` and `QUARANTINED`; None if only a person can start it.
         deadline: when the core acts by itself: `STARTING` must be over, or `STOPPING` has taken too long.
-        grace_used: whether `deadline` was already put off because the launcher itself was late.
         killed_at: when it was first killed, in `STOPPING`.
         ending: why it was told to leave; None if it was not.
         reason: why the last life ended.
@@ -84,7 +83,6 @@ class Child:
     started_at: float = 0.0
     due_at: float | None = None
     deadline: float | None = None
-    grace_used: bool = False
     killed_at: float | None = None
     ending: "Ending | None" = None
     reason: str = ""
@@ -122,7 +120,7 @@ class Supervisor:
         children: by name, in the order of starting.
         phase: whether the system runs or stops.
         late_turn_s: a turn that comes so much later than the last one means that the launcher, or the machine, stood
-            still: whoever was being waited for gets one fresh window.
+            still: that time is counted against nobody who is being waited for.
     """
 
     children: dict[str, Child]
@@ -282,7 +280,7 @@ class Supervisor:
     def turn(self, now: float) -> list[Effect]:
         """Do what has become due; to be called on every turn of the launcher's loop."""
         if self._last_turn is not None and now - self._last_turn > self.late_turn_s:
-            self._grant_grace(now)
+            self._put_off(now - self._last_turn, now)
         self._last_turn = now
         effects: list[Effect] = []
         if self.phase is Phase.MARKING and now >= self._marking_until:
@@ -356,7 +354,6 @@ class Supervisor:
         child.started_at = now
         child.due_at = child.ending = child.killed_at = None
         child.deadline = now + child.spec.start_timeout_s
-        child.grace_used = False
         return [Persist(), Spawn(child.spec.name, child.incarnation), *effects]
 
     def _failed(self, child: Child, exit_: Exit, now: float) -> list[Effect]:
@@ -391,7 +388,6 @@ class Supervisor:
         child.move(Event.LEAVE, now)
         child.ending = ending
         child.deadline = now + child.spec.stop_timeout_s
-        child.grace_used = False
         return [Terminate(child.spec.name)]
 
     def _kill(self, child: Child, ending: Ending, now: float) -> list[Effect]:
@@ -435,10 +431,9 @@ class Supervisor:
                 effects += self._terminate(child, Ending("the system stops", failed=False), now)
         return effects
 
-    def _grant_grace(self, now: float) -> None:
+    def _put_off(self, absence_s: float, now: float) -> None:
         for child in self.children.values():
-            if child.deadline is None or child.grace_used or child.killed_at is not None:
-                continue
-            starting = child.state is State.STARTING
-            child.deadline = now + (child.spec.start_timeout_s if starting else child.spec.stop_timeout_s)
-            child.grace_used = True
+            if child.deadline is not None and child.killed_at is None:
+                starting = child.state is State.STARTING
+                window_s = child.spec.start_timeout_s if starting else child.spec.stop_timeout_s
+                child.deadline = min(child.deadline + absence_s, now + window_s)

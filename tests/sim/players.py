@@ -267,7 +267,7 @@ class Launcher:
             ledger = self.world.ledger
             if op != "stop":
                 ledger.stopped_by_hand.discard(name)
-                if name not in self.handles:
+                if name not in self.handles or not self.handles[name].process.alive:
                     ledger.free_starts.add(name)
             self.do(self.core.command(op, name, "me", self.world.now))
             if op == "stop":
@@ -329,6 +329,8 @@ class Launcher:
         self.do([model.Persist()])
         if not adopting:
             world.ledger.begin_afresh()
+        elif stop_interrupted:
+            world.ledger.free_starts = set(NAMES)  # who ended in a stop has not failed
         self.do(self.core.begin(found, world.now))
         world.ledger.free_starts.clear()
         self.own.state = State.READY

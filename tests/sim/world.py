@@ -223,6 +223,8 @@ class World:
         """SIGCONT: it goes on where it was."""
         if process.frozen:
             process.frozen, process.frozen_until = False, self.t
+            if process.state is ProcessState.STARTING:
+                process.start_s += self.t - process.frozen_at
             self._shift(process, self.t - process.frozen_at)
             self.say(f"thaw {process.name} {process.incarnation}")
 
@@ -243,9 +245,7 @@ class World:
         self.say(f"wall clock set by {by_s:+g} s")
         self.wall_offset_s += by_s
         self.wall_jumped = True
-        if (
-            self.tmpfs is None
-        ):  # what is remembered is dated by the wall clock until a launcher of this boot has read it
+        if self.tmpfs is None:  # no launcher of this boot has read yet what the wall clock has dated
             self.ledger.rebooted(remembered=False)
 
     def reboot(self) -> None:
@@ -375,7 +375,8 @@ class Ledger:
             raise Violation(f"{name} was started although a person had stopped it")
         self.last[name] = process
         if name in self.free_starts:
-            self.free_starts.discard(name)
+            if process.alive:  # where there was no room, and then its launcher died, the next one tries for nothing
+                self.free_starts.discard(name)
         elif before is None or before.failed:
             self.charge(name, process)
         elif not before.wanted_gone:

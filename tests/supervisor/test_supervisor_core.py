@@ -190,12 +190,13 @@ def test_a_hung_one_is_killed_once_and_charged() -> None:
     assert Spawn("watchdog", 2) in effects
 
 
-def test_a_late_turn_grants_one_fresh_window_and_no_second() -> None:
+def test_the_launchers_own_absence_is_counted_against_nobody_however_often() -> None:
     core, _ = supervisor("a")
-    turns(core, 0.5, 5.0)
-    assert acts(core.turn(5000.0)) == []  # the machine slept
-    assert acts(turns(core, 5000.5, 5000.0 + START_S - 0.5)) == []
-    assert acts(core.turn(9000.0)) == [Kill("a")]
+    turns(core, 0.5, 2.0)
+    for slept_until in (5000.0, 9000.0):
+        assert acts(core.turn(slept_until)) == []
+    assert acts(turns(core, 9000.5, 9000.0 + START_S - 2.5)) == []
+    assert Kill("a") in acts(turns(core, 9000.0 + START_S - 2.0, 9000.0 + START_S))
 
 
 def test_what_does_not_die_is_killed_again_and_then_complained_about() -> None:
