@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import BinaryIO, Final
 
 from actors.event_logger.core import ATTEMPT_PATIENCE_S, JournalBook, JournalFile, Position
-from actors.event_logger.digests import blake2b
 from actors.event_logger.records import Event, JournalEntry, derived_id, parse_journal_entries
 from actors.event_logger.store import DrainBatch, EventStore, Stored
+from actors.runtime.digests import blake2b
 from actors.runtime.identity import boot_id
 from actors.runtime.journal import parse_lines
 from protocol.limits import MIB

@@ -177,7 +177,7 @@ def derived_id(request_id: bytes, number: int = 0) -> bytes:
     """Return the id of the event number `number` of a request: a request that is sent again makes no second event."""
     if number == 0 and len(request_id) == EVENT_ID_BYTES:
         return request_id
-    from actors.event_logger.digests import blake2b  # noqa: PLC0415 - for event_logger alone, and hosts import this
+    from actors.runtime.digests import blake2b  # noqa: PLC0415 - hosts import this without need of it
 
     return blake2b(request_id + number.to_bytes(4), EVENT_ID_BYTES)
 

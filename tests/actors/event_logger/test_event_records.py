@@ -92,7 +92,7 @@ def test_the_events_of_one_request_have_ids_of_their_own_and_the_same_ones_when_
 
 def test_digests_load_no_openssl_and_are_those_of_hashlib() -> None:
     program = (
-        "import sys; from actors.event_logger.digests import blake2b; digest = blake2b(b'text', 16)\n"
+        "import sys; from actors.runtime.digests import blake2b; digest = blake2b(b'text', 16)\n"
         "assert '_hashlib' not in sys.modules; import _hashlib\n"
         "print(digest.hex())"
     )
@@ -102,7 +102,7 @@ def test_digests_load_no_openssl_and_are_those_of_hashlib() -> None:
 
 
 def test_what_a_host_imports_leaves_its_hashlib_alone() -> None:
-    program = "import sys; import actors.event_logger.queries\nassert 'actors.event_logger.digests' not in sys.modules"
+    program = "import sys; import actors.event_logger.queries\nassert 'actors.runtime.digests' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[3], check=True)
 
 
