@@ -1,8 +1,8 @@
 """Digests without OpenSSL: Python's own implementations, which `hashlib` hides behind OpenSSL's where there is one.
 
-OpenSSL takes 3.3 MiB of memory in every process that loads it: more than event_logger itself. Python's own give the same
-digests, and for a few hundred bytes give them sooner; for mebibytes OpenSSL's is several times faster, so a child or a
-thread that digests much may load `hashlib` late. Nothing here changes what a host's own `hashlib` does.
+OpenSSL takes 3.3 MiB of memory in every process that loads it: more than event_logger itself. Python's own give the
+same digests, and for a few hundred bytes give them sooner; for mebibytes OpenSSL's is several times faster, so a child
+or a thread that digests much may load `hashlib` late. Nothing here changes what a host's own `hashlib` does.
 """
 
 import importlib
