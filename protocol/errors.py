@@ -61,6 +61,7 @@ HINTS: Final[dict[ErrorCode, str]] = {
     ErrorCode.SERVICE_UNKNOWN: "Check the name: `relctl ps` lists what runs.",
     ErrorCode.BUSY: "It is alive but its queue is full; try again or give more --timeout.",
     ErrorCode.DEADLINE_PASSED: "Give more --timeout; `relctl ps` shows whether the process makes progress.",
+    ErrorCode.NOT_DURABLE: "Nothing is known to be kept: call again, best under the same id, once this is mended.",
 }
 
 
@@ -101,6 +102,14 @@ class ReliabilityError(Exception):
 
 class LocalError(ReliabilityError):
     """The fault lies on the caller's side: nobody is known to have executed anything."""
+
+
+class NotDurable(LocalError):
+    """Nobody keeps what the call was given, or nobody is known to: neither its owner nor the spool."""
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        """Say why, and what to do about it."""
+        super().__init__(ErrorCode.NOT_DURABLE, message, hint)
 
 
 class RemoteError(ReliabilityError):

@@ -3,7 +3,9 @@
 import os
 import sys
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
+
+_LOCKED_BYTE: Final = 1 << 40
 
 if sys.platform == "win32":
     import msvcrt
@@ -15,6 +17,16 @@ if sys.platform == "win32":
             return False
         return True
 
+    def lock_now(descriptor: int) -> bool:
+        """Lock an open file without waiting; False if somebody else has it."""
+        os.lseek(descriptor, _LOCKED_BYTE, os.SEEK_SET)  # locks are mandatory here: others still read
+        return _try_lock(descriptor)
+
+    def unlock(descriptor: int) -> None:
+        """Give back what `lock_now` took."""
+        os.lseek(descriptor, _LOCKED_BYTE, os.SEEK_SET)
+        msvcrt.locking(descriptor, msvcrt.LK_UNLCK, 1)
+
 else:
     import fcntl
 
@@ -24,6 +36,14 @@ else:
         except BlockingIOError:
             return False
         return True
+
+    def lock_now(descriptor: int) -> bool:
+        """Lock an open file without waiting; False if somebody else has it."""
+        return _try_lock(descriptor)
+
+    def unlock(descriptor: int) -> None:
+        """Give back what `lock_now` took, for every process that shares the descriptor."""
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
 class FileLock:
