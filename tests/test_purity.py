@@ -24,6 +24,7 @@ PURE = (
     "actors/*/records.py",
     "actors/runtime/verdict.py",
     "actors/runtime/operations.py",
+    "actors/runtime/redaction.py",
     "actors/runtime/registration.py",
     "actors/runtime/requests.py",
     "actors/runtime/succession_core.py",
