@@ -300,14 +300,19 @@ class Supervisor:
         child.reason = found.reason
         child.since = found.since
         owing = found.state is State.STARTING and not found.had_process and child.paid == found.incarnation
+        effects: list[Effect] = []
         if owing or child.paid > found.incarnation:
             # The predecessor died after it had paid for a start and before it made it: whoever makes it pays then.
             child.charges, child.paid = child.charges[:-1], 0
+            effects.append(
+                Persist()
+            )  # before the board shows the later incarnation, by which a successor would miss it
         if found.had_process:
             child.incarnation = found.incarnation
             child.started_at = found.started_at
             child.state = found.state if found.state in LIVE else State.READY
-            return self._adopt_living(child, found, now) if found.alive else self._adopt_dead(child, found, now)
+            adopt = self._adopt_living if found.alive else self._adopt_dead
+            return effects + adopt(child, found, now)
         child.incarnation = max(child.incarnation, found.incarnation)
         if child.wanted and found.state in (State.BACKOFF, State.QUARANTINED):
             child.state = found.state
@@ -316,9 +321,9 @@ class Supervisor:
                 child.state = State.QUARANTINED
             elif found.state is State.BACKOFF:
                 child.due_at = min(max(found.retry_at, now), now + BACKOFF_S_MAX)
-            return []
+            return effects
         child.state = State.STOPPED
-        return self._start(child, now, charged=owing) if child.wanted else []
+        return effects + self._start(child, now, charged=owing) if child.wanted else effects
 
     def _adopt_living(self, child: Child, found: Found, now: float) -> list[Effect]:
         name = child.spec.name

@@ -452,6 +452,12 @@ def test_a_start_that_was_paid_and_not_made_is_paid_when_it_is_made_and_only_the
     assert core.children["a"].charges == (990.0, 1000.0)
 
 
+def test_a_payment_given_back_is_remembered_before_the_board_shows_the_later_life() -> None:
+    core, effects = adopted(Found(State.BACKOFF, 5, retry_at=1001.0), incarnation=6, charges=(990.0, 999.0), paid=6)
+    assert effects == [Persist()]
+    assert (core.children["a"].incarnation, core.children["a"].charges) == (6, (990.0,))
+
+
 def test_a_start_that_was_paid_and_is_not_even_on_the_board_is_paid_when_it_is_made() -> None:
     core, effects = adopted(Found(State.READY, 5, had_process=True), incarnation=6, charges=(990.0, 999.0), paid=6)
     assert acts(effects) == [Spawn("a", 6)]
