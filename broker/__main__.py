@@ -14,7 +14,7 @@ def main(arguments: ProcessArguments) -> int:
 
 
 def _body(runtime: ProcessRuntime) -> int:
-    return Server(runtime, Guardian(runtime).step).run()
+    return Server(runtime, Guardian(runtime)).run()
 
 
 if __name__ == "__main__":

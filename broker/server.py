@@ -7,13 +7,13 @@ progress on the board. Nothing in it waits: not for a peer, not for a disk.
 import os
 import select
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
 import zmq
 
 from actors.runtime.filelock import FileLock
+from actors.runtime.guardian import Guardian
 from actors.runtime.liveness import ProcessKind, ProcessState
 from actors.runtime.paths import RUN_FILE, read_or_make_token, read_run_file, write_atomically
 from actors.runtime.process import ProcessRuntime
@@ -49,17 +49,17 @@ _EXPECTED_KINDS: Final = frozenset({ProcessKind.ACTOR, ProcessKind.WATCHDOG})
 class Server:
     """The broker."""
 
-    def __init__(self, runtime: ProcessRuntime, survive: Callable[[float], None]) -> None:
+    def __init__(self, runtime: ProcessRuntime, guardian: Guardian) -> None:
         """Make the routers; nothing is bound yet.
 
         Args:
             runtime: the process's side of the system.
-            survive: called with the time once per tick; restores launcher and watchdog if need be.
+            guardian: restores launcher and watchdog if need be.
         """
         arguments = runtime.arguments
         now = time.monotonic()
         self._runtime = runtime
-        self._survive = survive
+        self._guardian = guardian
         self._config = runtime.config.section("broker", BrokerConfig)
         self._run_path = os.path.join(arguments.runtime_dir, RUN_FILE)
         self._own = BrokerService(About(os.getpid(), arguments.incarnation, VERSION, now))
@@ -127,7 +127,10 @@ class Server:
         self._inlets: list[Inlet] = [self._control, self._bulk, self._events]
         if self._admission is not None:
             self._inlets.append(AdmissionInlet(self._admission))
-        self._waiter = Waiter([self._runtime.wakeup_fd, *(inlet.descriptor for inlet in self._inlets)])
+        told_by = [self._runtime.wakeup_fd, *(inlet.descriptor for inlet in self._inlets)]
+        if self._guardian.descriptor is not None:
+            told_by.append(self._guardian.descriptor)
+        self._waiter = Waiter(told_by)
         bound = replace(run, endpoint=self._control.endpoint, bulk=self._bulk.endpoint, events=self._events.endpoint)
         if bound != run:
             write_atomically(self._run_path, bound.to_json().encode(), sync=False)
@@ -161,6 +164,8 @@ class Server:
                 runtime.drain_wakeup()
                 self._tick_at = 0.0
             now = time.monotonic()
+            if self._guardian.descriptor in ready:
+                self._guardian.step(now)
             due_at = self._due_at()
             if now >= due_at:
                 if now >= self._tick_at and (runtime.stop_requested or runtime.replaced()):
@@ -171,17 +176,20 @@ class Server:
 
     def _due_at(self) -> float:
         """When something has to be done though nothing comes in."""
-        return min(self._control.due_at, self._bulk.due_at, self._events.replay_at, self._tick_at)
+        tick_at = min(self._tick_at, self._guardian.wake_at)
+        return min(self._control.due_at, self._bulk.due_at, self._events.replay_at, tick_at)
 
     def _fall_due(self, now: float) -> None:
         self._control.turn(now)
         self._bulk.turn(now)
         self._events.replay(now)
         if now >= self._tick_at:
-            tick_s = self._runtime.supervision.tick_s
+            tick_s = self._runtime.tick_s
             self._tick_at = (now // tick_s + 1) * tick_s
-            self._survive(now)
+            self._guardian.step(now)
             self._bound_memory()
+        elif now >= self._guardian.wake_at:
+            self._guardian.step(now)
         if now >= self._look_around_at:
             self._look_around_at = (now // LOOK_AROUND_INTERVAL_S + 1) * LOOK_AROUND_INTERVAL_S
             self._look_around(now)

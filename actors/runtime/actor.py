@@ -50,17 +50,25 @@ LINGER_MS: Final = 100
 
 
 class GuardianLike(Protocol):
-    """Who brings launcher and watchdog back: `actors.runtime.guardian.Guardian`."""
+    """Who brings launcher and watchdog back: `actors.runtime.guardian.Guardian`.
+
+    Attributes:
+        descriptor: readable when `step` has to be called at once; None where nothing tells of that.
+        wake_at: when `step` has to be called, if that is before the next tick; infinity if not.
+    """
+
+    descriptor: int | None
+    wake_at: float
 
     def step(self, now: float) -> None:
-        """Look after them; once per tick."""
+        """Look after them; once per tick, and when the others say so."""
 
 
 class Actor:
     """What one actor adds to the loop; it overrides what it needs. Called on the loop's thread, to return at once.
 
     Attributes:
-        tick_s: how often `on_tick` is called; None for the configured `supervision.tick_s`.
+        tick_s: how often the loop ticks and calls `on_tick`; None for what is usual here (`ProcessRuntime.tick_s`).
         window: requests that it takes at once.
         bulk: whether it takes requests on the bulk lane as well.
         topics: it is told publications whose topic begins with one of these.
@@ -154,10 +162,6 @@ class Context:
         """Stop waiting for `descriptor`; before it is closed."""
         self._loop.reactor.unregister(descriptor)
 
-    def look_after_launcher(self) -> None:
-        """Have the guardian look now rather than at its next tick: something hints that the launcher is gone."""
-        self._loop.guardian.step(time.monotonic())
-
     def log(self, severity: Severity, event_type: str, message: str, **attributes: Any) -> None:
         """Log an event; it never blocks and never raises. From any thread."""
         self.runtime.log(severity.name, event_type, message, **attributes)
@@ -208,7 +212,7 @@ class ActorLoop:
         self._actor = actor
         self.guardian = guardian
         self._context = Context(self)
-        self._tick_s = actor.tick_s or runtime.supervision.tick_s
+        self._tick_s = actor.tick_s or runtime.tick_s
         self._zmq: ZmqContext = zmq.Context()
         self._connections: list[BrokerConnection] = []
         self._subscriber: Subscriber | None = None
@@ -223,6 +227,8 @@ class ActorLoop:
         try:
             self.reactor.register(self.runtime.wakeup_fd, self.runtime.drain_wakeup)
             self.reactor.register(self.mailbox.fileno(), self.mailbox.drain)
+            if self.guardian.descriptor is not None:
+                self.reactor.register(self.guardian.descriptor, self._guard)
             self._connect()
             self._actor.on_start(self._context)
             while not self._turn():
@@ -268,15 +274,21 @@ class ActorLoop:
             if now >= connection.wake_at:
                 connection.step(now)
         if now >= self._tick_at:
-            self._tick_at = now + self._tick_s
+            # At full multiples, like all that recurs in all of us: caches that are warm are warm for everybody.
+            self._tick_at = (now // self._tick_s + 1) * self._tick_s
             self._tick(now)
+        elif now >= self.guardian.wake_at:
+            self._guard()
         if self._state is ProcessState.STARTING:
             self._become_ready(now)
         return self.runtime.stop_requested and self._drained(now)
 
     def _wake_at(self) -> float:
-        wake_at = min(self._tick_at, *(connection.wake_at for connection in self._connections))
+        wake_at = min(self._tick_at, self.guardian.wake_at, *(connection.wake_at for connection in self._connections))
         return wake_at if self._drain_until is None else min(wake_at, self._turn_at + DRAIN_TURN_S)
+
+    def _guard(self) -> None:
+        self.guardian.step(time.monotonic())
 
     def _tick(self, now: float) -> None:
         self._leave_if_replaced()

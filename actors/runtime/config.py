@@ -8,6 +8,7 @@ import tomllib
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
+from actors.runtime.verdict import BEATS_PER_HANG_TIMEOUT
 from protocol.errors import ErrorCode, LocalError
 
 Section = TypeVar("Section")
@@ -28,7 +29,7 @@ class SupervisionConfig:
         hang_timeout_s: silence of a process's own loop that counts as a hang.
         start_timeout_s: time a process has to become ready.
         stop_timeout_s: time a process has to leave after SIGTERM before SIGKILL.
-        tick_s: how often every loop shows progress and looks around.
+        tick_s: how often every loop shows progress and looks around; see `survivor_tick_s`.
     """
 
     restart_max: int = bounded(3, 0, 10_000)
@@ -37,6 +38,16 @@ class SupervisionConfig:
     start_timeout_s: float = bounded(15.0, 0.5, 3600.0)
     stop_timeout_s: float = bounded(5.0, 0.1, 3600.0)
     tick_s: float = bounded(0.5, 0.02, 1.0)
+
+    def survivor_tick_s(self, *, told_of_exits: bool) -> float:
+        """Return how often those tick that nobody waits for: all but launcher and watchdog.
+
+        Each wake-up of a process at rest costs half a millisecond. So whoever is told of the launcher's exit at once,
+        and need not look for it, ticks half as often, as long as that is several times in a hang timeout.
+        """
+        if not told_of_exits:
+            return self.tick_s
+        return max(self.tick_s, min(2 * self.tick_s, self.hang_timeout_s / BEATS_PER_HANG_TIMEOUT))
 
 
 class ConfigFile:

@@ -1,10 +1,12 @@
 """Every process's part in bringing launcher and watchdog back: what `succession_core` decides, done.
 
-`Guardian.step` is called once per tick by the loop of every process but the launcher. It looks at two slots of the
-board, and almost always that is all. A successor is started by a thread: its exec may have to wait for a disk, and no
+`Guardian.step` is called once per tick by the loop of every process but the launcher, as soon as `descriptor` says that
+launcher or watchdog has ended, and while there is trouble at `wake_at`. It looks at two slots of the board, and almost
+always that is all. A successor is started by a thread: its exec may have to wait for a disk, and no
 loop does. It is nobody's child: whoever ends this process with all its descendants must not end the launcher as well.
 """
 
+import math
 import os
 import subprocess
 import sys
@@ -30,7 +32,12 @@ DEATH_WAIT_S: Final = 2.0
 
 
 class Guardian:
-    """Looks after launcher and watchdog on behalf of one process."""
+    """Looks after launcher and watchdog on behalf of one process.
+
+    Attributes:
+        descriptor: readable once launcher or watchdog has ended, until `step` has seen it; None where nothing tells.
+        wake_at: when `step` has to be called, if that is before the loop's tick; infinity if not.
+    """
 
     def __init__(self, runtime: ProcessRuntime, command: list[str] | None = None) -> None:
         """Guard the system that `runtime` belongs to; `command` starts a successor."""
@@ -40,7 +47,7 @@ class Guardian:
         self._boot = boot_id()
         self._core = Succession(is_watchdog=is_watchdog)
         # A launcher that hangs is the watchdog's business anyway, and judged elsewhere in it.
-        self._detector = None if is_watchdog else HangDetector(runtime.supervision.tick_s)
+        self._detector = None if is_watchdog else HangDetector(runtime.tick_s)
         self._watched = (LAUNCHER_SLOT,) if is_watchdog else (LAUNCHER_SLOT, WATCHDOG_SLOT)
         self._lock = FileLock(os.path.join(arguments.runtime_dir, SUCCESSION_LOCK_FILE))
         self._stop_markers = [
@@ -48,11 +55,13 @@ class Guardian:
         ]
         self._signals = signaller(portable=arguments.portable)
         self._presence = Presence(portable=arguments.portable)
+        self.descriptor = self._presence.fileno()
+        self.wake_at = math.inf
         self._command = command or successor_command(arguments)
         self._attempt: _Attempt | None = None
 
     def step(self, now: float) -> None:
-        """Look after launcher and watchdog: once per tick, and whenever something hints that the launcher is gone."""
+        """Look after launcher and watchdog."""
         peers = self._look(now)
         launcher, watchdog = peers[LAUNCHER_SLOT], peers.get(WATCHDOG_SLOT)
         scene = Scene(
@@ -63,7 +72,10 @@ class Guardian:
             retry_at_s=launcher.retry_at_s,
             attempt_ended=self._attempt is not None and self._attempt.ended(),
         )
-        effect = self._core.step(now, scene)
+        self._act(now, self._core.step(now, scene), launcher, watchdog)
+        self.wake_at = self._core.wake_at
+
+    def _act(self, now: float, effect: Effect | None, launcher: "_Peer", watchdog: "_Peer | None") -> None:
         if effect is Effect.ASK_LOCK:
             if self._runtime.replaced():
                 return
@@ -74,6 +86,7 @@ class Guardian:
             self._finish(abandon=effect is Effect.ABANDON)
 
     def _look(self, now: float) -> "dict[int, _Peer]":
+        self._presence.take_exits()  # also of whoever is on record no more
         records = {slot: self._runtime.board.slots[slot].launcher.read() for slot in self._watched}
         seen = {
             slot: observe(self._runtime.board.slots[slot], record, self._boot, self._presence)
@@ -90,7 +103,7 @@ class Guardian:
             elif not seen[slot].running:
                 peers[slot] = _Peer(Seen.GONE, retry_at_s=record.retry_at_ms / 1000)
             else:
-                silent = self._detector is not None and self._detector.stage_of(slot) is Stage.HUNG
+                silent = self._detector is not None and self._detector.stage_of(seen[slot]) is Stage.HUNG
                 identity = ProcessIdentity(record.pid, record.start_time, self._boot)
                 peers[slot] = _Peer(Seen.SILENT if silent else Seen.WELL, identity, record.retry_at_ms / 1000)
         return peers

@@ -25,6 +25,7 @@ from actors.runtime.identity import own_identity
 from actors.runtime.journal import Journal, new_entry
 from actors.runtime.liveness import LAUNCHER_SLOT, Board, ProcessRecord, ProcessState, Slot
 from actors.runtime.paths import BOARD_FILE, JOURNAL_DIR, STACKS_DIR
+from actors.runtime.signalling import tells_exits
 from actors.runtime.version import VERSION
 from protocol.errors import EXIT_FAILED, ReliabilityError
 
@@ -56,6 +57,7 @@ class ProcessRuntime:
         slot: its own slot there.
         config: the configuration file; each part takes its own section.
         supervision: the `[supervision]` section.
+        tick_s: how often its loop ticks, unless it has reasons of its own.
         journal: its own journal on tmpfs.
         wakeup_fd: readable once a signal has arrived; for any poller. `drain_wakeup` empties it.
     """
@@ -71,6 +73,7 @@ class ProcessRuntime:
         self.journal = journal
         self.config = ConfigFile.load(arguments.config_path)
         self.supervision = self.config.section("supervision", SupervisionConfig)
+        self.tick_s = self.supervision.survivor_tick_s(told_of_exits=tells_exits(portable=arguments.portable))
         self.board = Board(os.path.join(arguments.runtime_dir, BOARD_FILE), writable=True)
         self.slot: Slot = self.board.slots[arguments.slot]
         self._board_file = _file_identity(self.board.path)

@@ -98,28 +98,46 @@ class Presence:
 
     def __init__(self, *, portable: bool) -> None:
         """Hold nobody yet."""
-        self._by_pidfd = HAS_PIDFD and not portable
+        self._by_pidfd = tells_exits(portable=portable)
+        self._exits: select.epoll | None = None
         self._held: dict[int, tuple[ProcessIdentity, int | None]] = {}
+
+    def fileno(self) -> int | None:
+        """Return a descriptor that is readable once one of those held has ended and nobody has asked since.
+
+        It is the same for good; None where exits tell nobody.
+        """
+        return self._epoll().fileno() if self._by_pidfd else None
 
     def is_running(self, key: int, identity: ProcessIdentity) -> bool:
         """Tell whether exactly this process exists and is no zombie."""
         if not self._by_pidfd:
             return identity.is_running()
+        self.take_exits()
         held, descriptor = self._held.get(key, (None, None))
         if held != identity:
             self.forget(key)
             descriptor = open_pidfd(identity)
+            if descriptor is not None:
+                self._epoll().register(descriptor, select.EPOLLIN)
             self._held[key] = identity, descriptor
-        if descriptor is None:
-            return False
-        poller = select.poll()
-        poller.register(descriptor, select.POLLIN)
-        return not poller.poll(0)
+            self.take_exits()  # it may have ended since
+        return self._held[key][1] is not None
+
+    def take_exits(self) -> None:
+        """Take in who has ended."""
+        ended = {descriptor for descriptor, _ in self._exits.poll(0)} if self._exits is not None else ()
+        if ended:
+            for key, (identity, descriptor) in list(self._held.items()):
+                if descriptor in ended:
+                    self.forget(key)
+                    self._held[key] = identity, None
 
     def forget(self, key: int) -> None:
         """Let go of whoever is held under `key`."""
         _, descriptor = self._held.pop(key, (None, None))
         if descriptor is not None:
+            self._epoll().unregister(descriptor)
             os.close(descriptor)
 
     def retain(self, keys: Collection[int]) -> None:
@@ -127,10 +145,27 @@ class Presence:
         for key in [key for key in self._held if key not in keys]:
             self.forget(key)
 
+    def close(self) -> None:
+        """Let go of everybody, for good."""
+        self.retain(())
+        if self._exits is not None:
+            self._exits.close()
+            self._exits = None
+
+    def _epoll(self) -> "select.epoll":
+        if self._exits is None:
+            self._exits = select.epoll()
+        return self._exits
+
+
+def tells_exits(*, portable: bool) -> bool:
+    """Tell whether a process can wait for another's exit, on this system and in this mode."""
+    return HAS_PIDFD and not portable
+
 
 def signaller(*, portable: bool) -> Signaller:
     """Return the port's implementation for this system and mode."""
-    return PidfdSignaller() if HAS_PIDFD and not portable else PortableSignaller()
+    return PidfdSignaller() if tells_exits(portable=portable) else PortableSignaller()
 
 
 def open_pidfd(identity: ProcessIdentity) -> int | None:

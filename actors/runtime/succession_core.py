@@ -5,8 +5,8 @@ What it sees (`_trouble`), and how long it leaves the matter to others:
 ============= ============================================== =====================================================
 trouble       when                                           patience
 ============= ============================================== =====================================================
-LAUNCHER_GONE the launcher's process does not exist          none for the watchdog, nor for anybody if that is
-                                                             gone as well; else `PATIENCE_S`
+LAUNCHER_GONE the launcher's process does not exist          none for the watchdog, nor for anybody as soon as
+                                                             that is gone as well; else `PATIENCE_S`
 BOTH_SILENT   the launcher hangs, and the watchdog, whose    none: their silence took long enough
               business that would be, hangs or is gone
 (none)        otherwise; always in a deliberate stop, and as
@@ -34,13 +34,18 @@ ACTING       CALM             AT_REST     RELEASE: a launcher rules
 
 The pause doubles with every attempt that comes to nothing, and so does the time that an attempt is given; both are
 bounded, and a calm minute resets them.
+
+Everybody is told of the launcher's exit at once, and then looks more often than its loop ticks (`wake_at`).
 """
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
 PATIENCE_S: Final = 0.75
+LOOK_INTERVAL_S: Final = 0.1
+"""How often one looks whose turn may come, or who has started a launcher."""
 LOCK_PATIENCE_S: Final = 10.0
 ATTEMPT_S_MIN: Final = 8.0
 ATTEMPT_S_MAX: Final = 64.0
@@ -141,11 +146,13 @@ class Succession:
         self.phase = Phase.AT_REST
         self._since = 0.0  # when the phase began
         self._wait_until = 0.0  # end of the patience or pause
+        self._looked_at = 0.0
         self._lock_busy_since: float | None = None
         self._failures = 0
 
     def step(self, now: float, scene: Scene) -> Effect | None:
         """Take one look; return what to do now. ASK_LOCK is answered with `lock_answered` at once."""
+        self._looked_at = now
         trouble = self._trouble(now, scene)
         if trouble is None:
             if self.phase is Phase.AT_REST and now - self._since >= CALM_S:
@@ -153,7 +160,9 @@ class Succession:
             return self._move(now, Event.CALM)
         if self.phase is Phase.AT_REST:
             self._move(now, Event.TROUBLE)
-            self._wait_until = now + self._patience_s(trouble, scene)
+            self._wait_until = now + PATIENCE_S
+        if self.phase is Phase.WAITING and self._is_urgent(trouble, scene):
+            self._wait_until = min(self._wait_until, now)
         if self.phase is Phase.BACKING_OFF and now >= self._wait_until:
             self._move(now, Event.PAUSE_OVER)
         if self.phase is Phase.WAITING and now >= self._wait_until:
@@ -163,6 +172,13 @@ class Succession:
         if self.phase is Phase.ACTING and now - self._since >= _doubled(ATTEMPT_S_MIN, self._failures, ATTEMPT_S_MAX):
             return self._failed(now, Event.ATTEMPT_SLOW)
         return None
+
+    @property
+    def wake_at(self) -> float:
+        """When `step` wants to be called, if that is before the loop's next tick; infinity if not."""
+        if self.phase is Phase.BACKING_OFF:
+            return self._wait_until
+        return math.inf if self.phase is Phase.AT_REST else self._looked_at + LOOK_INTERVAL_S
 
     def lock_answered(self, now: float, *, taken: bool) -> Effect | None:
         """Say whether the lock could be had; return what to do now."""
@@ -183,9 +199,9 @@ class Succession:
             return Trouble.BOTH_SILENT
         return None
 
-    def _patience_s(self, trouble: Trouble, scene: Scene) -> float:
-        alone = self._is_watchdog or trouble is Trouble.BOTH_SILENT or scene.watchdog is Seen.GONE
-        return 0.0 if alone else PATIENCE_S
+    def _is_urgent(self, trouble: Trouble, scene: Scene) -> bool:
+        """Whether there is nobody to leave the matter to."""
+        return self._is_watchdog or trouble is Trouble.BOTH_SILENT or scene.watchdog is Seen.GONE
 
     def _failed(self, now: float, event: Event) -> Effect | None:
         self._wait_until = now + _doubled(PAUSE_S_MIN, self._failures, PAUSE_S_MAX)

@@ -46,13 +46,17 @@ from math import ceil
 from typing import Final
 
 WINDOW_TICKS_MIN: Final = 4
-"""A peer beats at least at every second tick of the watchdog: so many silent ticks no living one has."""
+"""So many silent ticks no living peer has: see `BEATS_PER_HANG_TIMEOUT`."""
 LATE_FACTOR: Final = 2.0
 """An own tick is late when it comes after more than so many intervals."""
 EARLY_FACTOR: Final = 0.75
 """An own tick that comes after less than so many intervals is not counted."""
-ONSET_TICKS: Final = 3
-"""Peers fell silent together when their counts differ by no more than this: each beats in a phase of its own."""
+BEATS_PER_HANG_TIMEOUT: Final = 5
+"""A loop beats so many times in its hang timeout or more often, or else once per tick of the launcher."""
+ONSET_TICKS_MIN: Final = 3
+ONSET_TICKS_MAX: Final = 5
+"""Peers fell silent together when their counts differ by no more than lies between two beats, which each makes in a
+phase of its own: no more than four ticks of the watchdog."""
 MOST_OF_MIN: Final = 3
 """With fewer peers than this nothing follows from most of them being silent."""
 EXTENSIONS_MAX: Final = 3
@@ -173,6 +177,11 @@ class _Peer:
         """Grant one whole window from now."""
         self.deadline = self.count + self.window
 
+    @property
+    def onset(self) -> int:
+        """Within how many ticks the last beats of peers lie that fell silent together."""
+        return min(ONSET_TICKS_MAX, max(ONSET_TICKS_MIN, 1 + ceil(self.window / BEATS_PER_HANG_TIMEOUT)))
+
     def next_stage(self) -> Stage:
         """Return the stage that the count has come to."""
         left = self.deadline - self.count
@@ -232,10 +241,12 @@ class HangDetector:
             )
         return Round(tuple(judgements), doubt, gap_s)
 
-    def stage_of(self, key: int) -> Stage:
-        """Return the stage of a peer after the last tick; OK for one that was not observed."""
-        peer = self._peers.get(key)
-        return Stage.OK if peer is None else peer.stage
+    def stage_of(self, item: Observation) -> Stage:
+        """Return the stage of a peer after the last tick; OK if it is another life since, or has moved."""
+        peer = self._peers.get(item.key)
+        if peer is None or (peer.incarnation, peer.pid, peer.tick) != (item.incarnation, item.pid, item.tick):
+            return Stage.OK
+        return peer.stage
 
     def extend(self, key: int) -> bool:
         """Put a peer's deadline off by one window; False if this silence has had `EXTENSIONS_MAX` of them."""
@@ -273,7 +284,7 @@ class HangDetector:
             for peer in counted:
                 peer.put_off()
             return Doubt.OWN_TICK_LATE
-        silent = [peer for peer in peers if peer.standing is Standing.SILENT and peer.count > ONSET_TICKS]
+        silent = [peer for peer in peers if peer.standing is Standing.SILENT and peer.count > peer.onset]
         together = max((_alike(peer, silent) for peer in silent if peer.count >= peer.deadline), key=len, default=[])
         wanted = _are_most(together, peers)
         if self._machine.asked(disturbed=_are_most(silent, peers), wanted=wanted, window=window):
@@ -301,7 +312,7 @@ def _standing(now: float, item: Observation, tick_before: int) -> Standing:
 
 def _alike(one: _Peer, among: list[_Peer]) -> list[_Peer]:
     """Return those that fell silent together with `one`."""
-    return [peer for peer in among if abs(peer.count - one.count) <= ONSET_TICKS]
+    return [peer for peer in among if abs(peer.count - one.count) <= one.onset]
 
 
 def _are_most(some: list[_Peer], of: list[_Peer]) -> bool:

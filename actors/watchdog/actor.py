@@ -1,15 +1,11 @@
-"""The watchdog as an actor: two ticks per tick of the others, the launcher's pidfd, and what it answers."""
+"""The watchdog as an actor: two ticks per tick of the launcher, and what it answers."""
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from actors.runtime.actor import Actor, Context
-from actors.runtime.identity import ProcessIdentity
-from actors.runtime.liveness import LAUNCHER_SLOT
 from actors.runtime.operations import Operation, Request
 from actors.runtime.process import ProcessRuntime
-from actors.runtime.signalling import HAS_PIDFD, open_pidfd
 from actors.watchdog.config import WatchdogConfig
 from actors.watchdog.core import Watch
 from actors.watchdog.effects import ASK_LAUNCHER_S_MAX, Effects
@@ -17,7 +13,7 @@ from actors.watchdog.evidence import EvidenceStore
 from protocol.errors import ErrorCode, RemoteError
 
 TICKS_PER_TICK: Final = 2
-"""It looks so many times in the time in which every other loop turns at least once."""
+"""It looks so many times per tick of the launcher; the others tick as often as that, or half as often."""
 FORWARD_LEASE_CAP_S: Final = 2 * ASK_LAUNCHER_S_MAX
 
 
@@ -32,7 +28,6 @@ class Watchdog(Actor):
         self._core = Watch(self.tick_s)
         self._evidence = EvidenceStore(runtime.arguments.runtime_dir, config.evidence_files_max)
         self._effects = Effects(runtime, self._evidence)
-        self._launcher = LauncherExit(runtime)
 
     def operations(self) -> Sequence[Operation]:
         """Return what it answers."""
@@ -59,7 +54,6 @@ class Watchdog(Actor):
         for effect in self._core.step(now, subjects, stopping=self._runtime.board.stopping):
             self._effects.perform(effect, now)
         self._effects.note_clocks()
-        self._launcher.watch(context)
 
     def status(self) -> Mapping[str, Any]:
         """Return its own part of `status`."""
@@ -84,35 +78,3 @@ class Watchdog(Actor):
     def _forward(self, request: Request) -> dict[str, Any]:
         """On the worker thread."""
         return self._effects.ask_launcher(request.op, request.deadline, request.arguments)
-
-
-class LauncherExit:
-    """Tells the loop at once when the launcher is gone, where there are pidfds; elsewhere the next tick sees it."""
-
-    def __init__(self, runtime: ProcessRuntime) -> None:
-        """Watch nobody yet."""
-        self._slot = runtime.board.slots[LAUNCHER_SLOT]
-        self._possible = HAS_PIDFD and not runtime.arguments.portable
-        self._watched: ProcessIdentity | None = None
-        self._descriptor: int | None = None
-
-    def watch(self, context: Context) -> None:
-        """Watch the launcher that is on record now."""
-        identity = self._slot.current_identity() if self._possible else None
-        if identity == self._watched:
-            return
-        self._leave(context)
-        self._watched = identity
-        self._descriptor = open_pidfd(identity) if identity is not None else None
-        if self._descriptor is not None:
-            context.register(self._descriptor, lambda: self._gone(context))
-
-    def _gone(self, context: Context) -> None:
-        self._leave(context)
-        context.look_after_launcher()
-
-    def _leave(self, context: Context) -> None:
-        if self._descriptor is not None:
-            context.unregister(self._descriptor)
-            os.close(self._descriptor)
-            self._descriptor = None

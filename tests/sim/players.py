@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from actors.runtime.config import SupervisionConfig
 from actors.runtime.identity import ProcessIdentity
 from actors.runtime.liveness import ProcessKind, ProcessRecord, ProcessState, Verdict, WatchdogRecord
 from actors.runtime.process import STOP_STAGES_MAX
@@ -35,6 +36,7 @@ from tests.sim.world import (
     World,
 )
 
+SUPERVISION = SupervisionConfig(hang_timeout_s=HANG_S, tick_s=TICK_S)
 BUDGET = Budget(RESTART_MAX, PERIOD_S)
 STOP_RANKS = {"health_monitor": 0, "event_logger": 1, "watchdog": 2, "broker": 3}
 SPECS = [ChildSpec(name, BUDGET, START_TIMEOUT_S, STOP_TIMEOUT_S, STOP_RANKS[name]) for name in NAMES]
@@ -71,6 +73,7 @@ class Survivor:
         self.process = process
         self.board = board
         is_watchdog = process.name == "watchdog"
+        process.tick_s = TICK_S / 2 if is_watchdog else SUPERVISION.survivor_tick_s(told_of_exits=world.told_of_exits)
         self._succession = Succession(is_watchdog=is_watchdog)
         self._detector = HangDetector(process.tick_s)
         self._watched = (LAUNCHER,) if is_watchdog else (LAUNCHER, "watchdog")
@@ -79,12 +82,13 @@ class Survivor:
         self._stopping_since = world.now
 
     def wakes(self) -> bool:
-        """It has something to show, or (the watchdog) the launcher's pidfd speaks."""
+        """It has something to show, or the launcher's pidfd speaks, or it has reason to look again."""
         if self._shown is not self.process.state:
             return True
         launcher = self.board.launcher.get(LAUNCHER)
         identity = launcher and ProcessIdentity(launcher.pid, launcher.start_time, self.world.boot_id)
-        return self.process.name == "watchdog" and identity is not None and not self.world.is_running(identity)
+        exited = identity is not None and not self.world.is_running(identity)
+        return (self.world.told_of_exits and exited) or self.world.now >= self._succession.wake_at
 
     def turn(self) -> None:
         """One turn of the loop."""
@@ -159,14 +163,13 @@ class Survivor:
             return Seen.WELL if name == LAUNCHER else Seen.GONE
         if not item.running:
             return Seen.GONE
-        return Seen.SILENT if self._detector.stage_of(item.key) is Stage.HUNG else Seen.WELL
+        return Seen.SILENT if self._detector.stage_of(item) is Stage.HUNG else Seen.WELL
 
 
 class Watchdog(Survivor):
     """Judges everybody as well."""
 
     def __init__(self, world: World, process: Process, board: Board) -> None:
-        process.tick_s = TICK_S / 2
         super().__init__(world, process, board)
         self._watch = Watch(process.tick_s)
 

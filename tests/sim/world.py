@@ -100,8 +100,9 @@ class Board:
 class World:
     """The machine. `step` moves it on by `STEP_S`."""
 
-    def __init__(self, rng: random.Random) -> None:
+    def __init__(self, rng: random.Random, *, told_of_exits: bool) -> None:
         self.rng = rng
+        self.told_of_exits = told_of_exits
         self.t = 0.0
         self.boot = 1
         self.booted_at = -100.0
@@ -234,6 +235,7 @@ class World:
         self.say(f"{'suspend' if suspend else 'pause'} for {duration_s:.1f} s")
         for process in self.processes:
             self._shift(process, duration_s)
+            process.frozen_until += duration_s  # it has had no chance to move since
             if process.frozen:
                 process.frozen_at += duration_s
         if suspend:
@@ -377,6 +379,8 @@ class Ledger:
         if name in self.free_starts:
             if process.alive:  # where there was no room, and then its launcher died, the next one tries for nothing
                 self.free_starts.discard(name)
+            else:
+                self.attempts[name].append(world.t)
         elif before is None or before.failed:
             self.charge(name, process)
         elif not before.wanted_gone:
@@ -415,7 +419,7 @@ class Ledger:
         """Nobody is killed who runs well."""
         world = self._world
         overdue = process.state is ProcessState.STARTING and process.start_s > START_TIMEOUT_S / 2
-        silent = process.frozen or world.t - process.frozen_until < 2 * TICK_S
+        silent = process.frozen or world.t - process.frozen_until < 2 * max(TICK_S, process.tick_s)
         leaving = process.asked_at < math.inf
         if not (overdue or silent or leaving or process.kill_at < math.inf or process.wanted_gone):
             raise Violation(f"{process.name} {process.incarnation} was killed although it ran well: {why}")

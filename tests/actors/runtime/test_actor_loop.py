@@ -1,6 +1,8 @@
 """The one loop, run in a thread over the real board and real sockets; the test is the broker."""
 
+import math
 import os
+import select
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +18,7 @@ from actors.runtime.operations import DEFERRED, Operation, Request
 from actors.runtime.paths import read_or_make_token
 from actors.runtime.process import ProcessRuntime
 from actors.runtime.serving import Draining
+from actors.runtime.signalling import HAS_PIDFD
 from actors.runtime.transport import FRAME_BYTES_MAX, Lane, Retry, Socket, Transport
 from protocol import mdp
 from protocol.codec import pack, unpack
@@ -93,13 +96,29 @@ class Shop(Actor):
 
 
 class Watch:
-    """Stands in for the guardian: counts how often it was asked."""
+    """Stands in for the guardian: counts how often it was asked, and is told by a pipe."""
 
     def __init__(self) -> None:
         self.steps = 0
+        self.descriptor: int | None
+        self.descriptor, self._writer = os.pipe()
+        self.wake_at = math.inf
+        self.woken = 0
 
     def step(self, now: float) -> None:
         self.steps += 1
+        if now >= self.wake_at:
+            self.wake_at = math.inf
+        if self.descriptor is not None and select.select([self.descriptor], [], [], 0)[0]:
+            self.woken += len(os.read(self.descriptor, 10))
+
+    def tell(self) -> None:
+        os.write(self._writer, b"!")
+
+    def close(self) -> None:
+        for descriptor in (self.descriptor, self._writer):
+            if descriptor is not None:
+                os.close(descriptor)
 
 
 class Broker:
@@ -229,6 +248,7 @@ def running(where: Place, actor: Actor) -> Iterator[Running]:
         started.stop()
         started.join()
         started.runtime.close()
+        started.guardian.close()
     assert started.error is None or started.error_expected, repr(started.error)
 
 
@@ -515,6 +535,31 @@ def test_it_beats_and_looks_after_the_others_every_tick(broker: Broker, shop: Sh
     until(lambda: shop.ticks >= ticks + 5, "five ticks")
     assert run.runtime.slot.read_beat().tick >= beats + 5
     assert run.guardian.steps >= steps + 4
+
+
+def test_it_looks_after_the_others_at_once_when_it_is_told_to(where: Place, shop: Shop) -> None:
+    where.config.write_text("[supervision]\ntick_s = 1.0\nhang_timeout_s = 3600.0\n")
+    shop.tick_s = 3600.0
+    with running(where, shop) as run:
+        until(lambda: shop.ticks == 1, "the first tick")
+        until(lambda: run.guardian.steps == 1, "its look")
+        run.guardian.tell()
+        until(lambda: run.guardian.woken == 1, "a look at once")
+        run.guardian.wake_at = time.monotonic() + 0.05
+        run.guardian.tell()  # or it would not see that it has to wake before its tick
+        until(lambda: run.guardian.wake_at == math.inf, "a look at the time it wanted")
+        assert shop.ticks == 1
+        run.stop()
+        run.guardian.tell()
+
+
+@pytest.mark.parametrize("portable", [False, True])
+def test_it_ticks_as_often_as_is_usual_here(portable: bool) -> None:
+    with place(portable=portable) as here:
+        runtime = ProcessRuntime(here.arguments(NAME, FIRST_ACTOR_SLOT), here.journal(NAME))
+        told = HAS_PIDFD and not portable
+        assert runtime.tick_s == runtime.supervision.survivor_tick_s(told_of_exits=told)
+        runtime.close()
 
 
 def test_it_goes_on_beating_and_ticking_under_a_flood(broker: Broker, shop: Shop, run: Running) -> None:

@@ -172,6 +172,24 @@ def config(text: str, tmp_path: Path) -> ConfigFile:
     return ConfigFile.load(str(path))
 
 
+@pytest.mark.parametrize(
+    ("settings", "told", "untold"),
+    [
+        ({}, 1.0, 0.5),
+        ({"hang_timeout_s": 60.0}, 1.0, 0.5),
+        ({"hang_timeout_s": 4.0}, 0.8, 0.5),
+        ({"hang_timeout_s": 0.5}, 0.5, 0.5),
+        ({"tick_s": 0.1}, 0.2, 0.1),
+    ],
+)
+def test_survivors_tick_half_as_often_where_they_are_told_of_exits(
+    settings: dict[str, float], told: float, untold: float
+) -> None:
+    supervision = SupervisionConfig(**settings)  # type: ignore[arg-type]
+    assert supervision.survivor_tick_s(told_of_exits=True) == told
+    assert supervision.survivor_tick_s(told_of_exits=False) == untold
+
+
 def test_configuration_has_defaults_and_takes_values(tmp_path: Path) -> None:
     assert ConfigFile.load(None).section("supervision", SupervisionConfig) == SupervisionConfig()
     file = config("[supervision]\nrestart_max = 5\nhang_timeout_s = 2\n", tmp_path)

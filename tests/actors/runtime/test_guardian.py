@@ -19,6 +19,7 @@ from actors.runtime.journal import Journal
 from actors.runtime.liveness import LAUNCHER_SLOT, WATCHDOG_SLOT, ProcessState
 from actors.runtime.paths import JOURNAL_DIR, STOP_MARKER_FILE, SUCCESSION_LOCK_FILE
 from actors.runtime.process import ProcessRuntime, run_process
+from actors.runtime.signalling import HAS_PIDFD
 from tests.actors.runtime import fake_launcher
 from tests.actors.runtime.processes import House, record, wait_until
 
@@ -36,6 +37,7 @@ class Scene:
 
     def __init__(self, home: House, config: pathlib.Path) -> None:
         self.home = home
+        self.tick_s = TICK_S
         self.config = config
         config.write_text(f"[supervision]\ntick_s = {TICK_S}\n")
         self.board = home.board
@@ -55,7 +57,7 @@ class Scene:
             while not runtime.stop_requested:
                 runtime.beat()
                 guardian.step(time.monotonic())
-                select.select([runtime.wakeup_fd], [], [], TICK_S)
+                self.wait(runtime, guardian)
             return 0
 
         arguments = replace(self.home.arguments(f"process{slot}", slot), config_path=str(self.config))
@@ -63,6 +65,12 @@ class Scene:
         self.board.slots[slot].launcher.write(record(f"process{slot}", identity))
         wait_until(lambda: (own := self.board.slots[slot].process.read()) and own.state == ProcessState.READY)
         return identity
+
+    def wait(self, runtime: ProcessRuntime, guardian: Guardian) -> None:
+        """Wait as every loop does, for `self.tick_s`."""
+        told_by = [] if guardian.descriptor is None else [guardian.descriptor]
+        wait_s = max(0.0, min(self.tick_s, guardian.wake_at - time.monotonic()))
+        select.select([runtime.wakeup_fd, *told_by], [], [], wait_s)
 
     def spawned(self) -> list[int]:
         """Pids of all launchers so far."""
@@ -192,6 +200,22 @@ def test_a_deliberate_stop_is_obeyed(scene: Scene, mark: str) -> None:
     assert scene.quiet()
 
 
+def test_nobody_who_is_told_of_exits_waits_for_a_tick(scene: Scene) -> None:
+    """And launcher and watchdog are brought back by whoever is left, though it saw the launcher end before."""
+    if not HAS_PIDFD:
+        pytest.skip("without pidfds nobody is told of an exit")
+    scene.tick_s = 60.0
+    launcher, watchdog = scene.launcher(), scene.survivor(WATCHDOG_SLOT)
+    scene.survivor(FIRST_SURVIVOR)
+    os.kill(watchdog.pid, signal.SIGSTOP)  # so that it leaves the matter to the other
+    scene.kill(launcher)
+    began = time.monotonic()
+    scene.kill(watchdog)
+    wait_until(lambda: scene.ruled_by_successor(launcher))
+    assert time.monotonic() - began < 10.0
+    assert len(scene.spawned()) == 2
+
+
 def test_the_launchers_own_budget_is_kept(scene: Scene) -> None:
     launcher = scene.launcher()
     scene.survivor(FIRST_SURVIVOR)
@@ -218,7 +242,8 @@ def test_a_survivor_that_dies_while_acting_is_followed_by_another(scene: Scene) 
     lock_path = os.path.join(scene.home.runtime_dir, SUCCESSION_LOCK_FILE)
 
     def hold() -> int:
-        FileLock(lock_path).acquire()
+        lock = FileLock(lock_path)
+        wait_until(lock.acquire)  # the probe has it now and then
         signal.pause()
         return 0
 

@@ -1,6 +1,7 @@
 """Signals reach exactly the process that was meant, in both implementations; looks tell what it is doing."""
 
 import os
+import select
 import signal
 import threading
 import time
@@ -13,7 +14,7 @@ from actors.runtime.examine import Examiner, examiner, observe
 from actors.runtime.identity import boot_id, own_identity
 from actors.runtime.liveness import ProcessState
 from actors.runtime.process import ProcessRuntime
-from actors.runtime.signalling import KILL, SHOW_STACKS, Presence, Signaller, open_pidfd, signaller
+from actors.runtime.signalling import HAS_PIDFD, KILL, SHOW_STACKS, Presence, Signaller, open_pidfd, signaller
 from actors.runtime.verdict import Cause, Standing, name_cause
 from tests.actors.runtime.processes import House, record, state_letter, wait_until
 
@@ -172,5 +173,38 @@ def test_presence_follows_the_process_held_under_a_key(home: House, portable: bo
     assert presence.is_running(1, second)
     presence.retain([2])
     assert presence.is_running(2, second)
-    presence.forget(2)
+    presence.close()
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.skipif(not HAS_PIDFD, reason="without pidfds nobody is told of an exit")
+def test_presence_tells_of_an_exit_until_it_is_taken_in(home: House) -> None:
+    presence = Presence(portable=False)
+    descriptor = presence.fileno()
+    assert descriptor is not None
+
+    def told(timeout_s: float) -> bool:
+        return bool(select.select([descriptor], [], [], timeout_s)[0])
+
+    first, second = home.fork(sleep_forever), home.fork(sleep_forever)
+    assert presence.is_running(1, first)
+    assert presence.is_running(2, second)
+    assert not told(0.0)
+    os.kill(first.pid, signal.SIGKILL)
+    assert told(10.0)
+    presence.take_exits()
+    assert not told(0.0)
+    assert not presence.is_running(1, first)
+    assert presence.is_running(2, second)
+    assert presence.is_running(1, second)
+    os.kill(second.pid, signal.SIGKILL)
+    assert told(10.0)
+    assert presence.fileno() == descriptor
+    assert not presence.is_running(2, second)
+    assert not presence.is_running(1, second)
+    assert not told(0.0)
+    presence.close()
+
+
+def test_presence_without_pidfds_tells_nobody() -> None:
+    assert Presence(portable=True).fileno() is None

@@ -1,5 +1,6 @@
 """Who brings a dead launcher back: the tables on a fake clock, then many survivors under seeded schedules."""
 
+import math
 import random
 from dataclasses import dataclass, field, replace
 
@@ -9,6 +10,7 @@ from actors.runtime.succession_core import (
     ATTEMPT_S_MIN,
     CALM_S,
     LOCK_PATIENCE_S,
+    LOOK_INTERVAL_S,
     PATIENCE_S,
     PAUSE_S_MAX,
     PAUSE_S_MIN,
@@ -74,6 +76,29 @@ def test_others_leave_a_dead_launcher_to_a_watchdog_that_exists_for_a_while(watc
     assert core.step(0.0, scene) is None
     assert core.step(PATIENCE_S - 0.01, scene) is None
     assert core.step(PATIENCE_S, scene) is Effect.ASK_LOCK
+
+
+def test_others_act_as_soon_as_the_watchdog_is_gone_as_well() -> None:
+    core = Succession(is_watchdog=False)
+    assert core.step(0.0, GONE) is None
+    assert core.step(0.1, GONE) is None
+    assert core.step(0.2, BOTH_GONE) is Effect.ASK_LOCK
+
+
+def test_it_wants_to_look_sooner_only_while_there_is_trouble() -> None:
+    core = Succession(is_watchdog=False)
+    core.step(0.0, WELL)
+    assert core.wake_at == math.inf
+    core.step(1.0, GONE)
+    assert core.wake_at == 1.0 + LOOK_INTERVAL_S
+    core.step(1.1, BOTH_GONE)
+    core.lock_answered(1.1, taken=True)
+    assert core.phase is Phase.ACTING
+    assert core.wake_at == 1.1 + LOOK_INTERVAL_S
+    core.step(1.2, replace(BOTH_GONE, attempt_ended=True))
+    assert core.wake_at == 1.2 + PAUSE_S_MIN
+    core.step(1.3, WELL)
+    assert core.wake_at == math.inf
 
 
 def test_who_does_not_get_the_lock_keeps_asking_and_in_the_end_acts_without() -> None:

@@ -232,6 +232,16 @@ def test_when_most_fall_silent_at_once_the_machine_gets_one_more_window(watch: O
     assert ticks_until_hung(watch, *group[:3]) == WINDOW
 
 
+@pytest.mark.parametrize(("hang_timeout_s", "apart"), [(5.0, 5), (2.5, 3), (60.0, 5)])
+def test_together_is_within_a_beat_of_each_other(hang_timeout_s: float, apart: int) -> None:
+    for ticks, doubt in ((apart, Doubt.MOST_SILENT), (apart + 1, None)):
+        watch = Observer(HangDetector(INTERVAL_S))
+        group = [replace(item, hang_timeout_s=hang_timeout_s) for item in peers(4)]
+        for turn in range(int(hang_timeout_s / INTERVAL_S) + 1):
+            result = watch.tick(group[0], *(item if turn >= ticks else watch.alive(item) for item in group[1:]))
+        assert result.doubt is doubt
+
+
 def test_a_pair_out_of_four_gets_no_grace(watch: Observer) -> None:
     group = peers(4)
     watch.tick(*group)
@@ -285,7 +295,7 @@ def test_the_caller_may_put_off_a_deadline_so_many_times(watch: Observer) -> Non
     for _ in range(EXTENSIONS_MAX):
         assert ticks_until_hung(watch, PEER) == WINDOW
         assert watch.detector.extend(1)
-        assert watch.detector.stage_of(1) is Stage.HUNG
+        assert watch.detector.stage_of(PEER) is Stage.HUNG
     assert ticks_until_hung(watch, PEER) == WINDOW
     assert not watch.detector.extend(1)
     assert not watch.detector.extend(99)
@@ -301,11 +311,19 @@ def test_a_peer_first_seen_past_its_lease_has_its_window(watch: Observer) -> Non
     assert ticks_until_hung(watch, late) == 4
 
 
+def test_the_verdict_is_on_a_life_that_has_not_moved_since(watch: Observer) -> None:
+    watch.tick(PEER)
+    ticks_until_hung(watch, PEER)
+    assert watch.detector.stage_of(PEER) is Stage.HUNG
+    for other in ({"incarnation": 2}, {"pid": 101}, {"tick": 2}, {"key": 2}):
+        assert watch.detector.stage_of(replace(PEER, **other)) is Stage.OK
+
+
 def test_a_peer_that_is_not_observed_is_forgotten(watch: Observer) -> None:
     for _ in range(WINDOW):
         watch.tick(PEER)
     watch.tick()
-    assert watch.detector.stage_of(1) is Stage.OK
+    assert watch.detector.stage_of(PEER) is Stage.OK
     assert stage(watch.tick(PEER)) is Stage.OK
 
 
