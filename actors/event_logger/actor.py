@@ -13,6 +13,7 @@ from actors.event_logger.journals import JournalDrain
 from actors.event_logger.queries import query, read_restarts, restart_status
 from actors.event_logger.reading import Reading
 from actors.event_logger.records import derived_id, parse_event, parse_events
+from actors.event_logger.rows import parse_rows
 from actors.event_logger.store import SCHEMA, EventStore
 from actors.event_logger.wal_keeping import WalKeeping
 from actors.event_logger.writing import Writing
@@ -21,6 +22,7 @@ from actors.runtime.database import Database
 from actors.runtime.database_problem import DatabaseError
 from actors.runtime.liveness import Board
 from actors.runtime.operations import Operation, Request
+from protocol.errors import ProtocolError
 from protocol.limits import MIB
 from protocol.severity import Severity
 
@@ -45,9 +47,17 @@ _EVENT: Final = {
     "event_type": "str",
     "message": "str",
     "attributes": "map?",
-    "id": "str? 32 hexadecimal digits; written once per id",
+    "id": "any? 32 hexadecimal digits or 16 bytes; written once per id",
     "timestamp": "str? RFC 3339",
+    "timestamp_ms": "int? since 1970 UTC, instead of timestamp",
 }
+
+
+_ROWS: Final = (
+    "Write events, all of them at once, from one raw frame: msgpack, an array of rows [id (16 bytes), timestamp_ms,"
+    " severity_number, component, event_type, message, attributes (text of a JSON object)]. Answers seqs, null for an"
+    " id of another event."
+)
 
 
 class EventLogger(Actor):
@@ -60,7 +70,7 @@ class EventLogger(Actor):
         self._path = path
         self._board = board
         self._wall_ms = wall_ms
-        store = EventStore(Database(path, SCHEMA))
+        store = EventStore(Database(path, SCHEMA), wall_ms)
         per_second_max = config.publish_per_second_max
         budget = PublishBudget(per_second_max, int(per_second_max * PUBLISH_BURST_S))
         self._wal = WalKeeping(Database(path, SCHEMA), store.database, config.wal_warning_mib * MIB)
@@ -80,6 +90,7 @@ class EventLogger(Actor):
             Operation(
                 "emit_many", "Write events, all of them at once.", {"events": "list of maps as emit"}, self._emit_many
             ),
+            Operation("emit_rows", _ROWS, {}, self._emit_rows),
             Operation("query", "Return events.", _FILTERS, self._query),
             Operation("search", "Return events that contain a text.", search, self._query),
             Operation("restart_status", "Return restarts and budgets.", {"name": "str?"}, self._restart_status),
@@ -121,6 +132,11 @@ class EventLogger(Actor):
 
     def _emit_many(self, request: Request) -> object:
         return self._writing.accept(parse_events(request.arguments, request.id, self._wall_ms()), request)
+
+    def _emit_rows(self, request: Request) -> object:
+        if len(request.raw) != 1:
+            raise ProtocolError("emit_rows takes one raw frame, of rows")
+        return self._writing.accept(parse_rows(request.raw[0]), request)
 
     def _query(self, request: Request) -> object:
         return self._reading.answer(request, query, request.arguments)

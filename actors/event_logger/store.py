@@ -1,15 +1,28 @@
 """The tables of event_logger: every statement that writes them stands here; `queries` reads them."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Final
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, TypeVar
 
 import apsw
 
 from actors.event_logger.core import Position
+from actors.event_logger.event_table import EventTable, Stored
+from actors.event_logger.files import LogFiles
+from actors.event_logger.healing import Healing
 from actors.event_logger.records import Event, JournalEntry, Recovery, Restart
 from actors.runtime.database import Database, Migration, Schema
+from actors.runtime.database_problem import DatabaseError, Problem
 from protocol.names import EVENT_LOGGER
+
+__all__ = ["SCHEMA", "DrainBatch", "EventStore", "Stored"]
+
+Result = TypeVar("Result")
+
+PREPARATIONS_MAX: Final = 3
+"""Times that one write prepares its connection, if that is replaced meanwhile."""
 
 SCHEMA: Final = Schema(
     EVENT_LOGGER,
@@ -54,34 +67,38 @@ SCHEMA: Final = Schema(
             """,
             usable_from=1,
         ),
+        Migration(
+            # The release before reads and writes `events` as it did; what it writes has no hash until this one is back.
+            """
+            ALTER TABLE events ADD COLUMN hash BLOB;
+            CREATE TABLE event_days (
+                day TEXT PRIMARY KEY,
+                first_seq INTEGER NOT NULL UNIQUE,
+                first_prev_hash BLOB NOT NULL,
+                last_seq INTEGER,
+                last_hash BLOB,
+                count INTEGER,
+                mac BLOB,
+                lost INTEGER NOT NULL DEFAULT 0,
+                expired_at_run_s INTEGER,
+                retired INTEGER NOT NULL DEFAULT 0
+            ) STRICT;
+            CREATE TABLE event_retention (
+                only_row INTEGER PRIMARY KEY CHECK (only_row = 1),
+                run_s INTEGER NOT NULL
+            ) STRICT;
+            INSERT INTO event_retention VALUES (1, 0);
+            """,
+            usable_from=1,
+        ),
     ),
 )
 
-_INSERT_EVENT: Final = (
-    "INSERT INTO events (seq, id, timestamp_ms, severity, component, event_type, message, attributes)"
-    " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING RETURNING seq"
-)
-_FIND_EVENT: Final = "SELECT seq, severity, component, event_type, message, attributes FROM events WHERE id = ?"
 _INSERT_RESTART: Final = (
     "INSERT INTO restart_records"
     " (id, timestamp_ms, name, incarnation, reason, exit_code, signal, charged, manual, evidence)"
     " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """What became of one event.
-
-    Attributes:
-        event: as stored.
-        seq: its place in the log; None if its id belongs to another event.
-        new: False if it was there already.
-    """
-
-    event: Event
-    seq: int | None
-    new: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,20 +116,41 @@ class DrainBatch:
     gone: Sequence[Position]
 
 
+class _UnpreparedError(Exception):
+    """The connection is new."""
+
+
+def _wall_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
 class EventStore:
-    """Writes events, restart records and journal positions; the only one that does."""
+    """Writes events, restart records and journal positions; the only one that does. For the worker thread.
 
-    def __init__(self, database: Database) -> None:
-        """Write through `database`, whose schema is `SCHEMA`."""
+    A connection that is new to it - the first, and any after the file was replaced - is prepared before its first write
+    (`healing`): what the database lost is put back from the files.
+
+    Attributes:
+        database: the connection.
+        files: the log outside the database.
+        log: the events' table.
+    """
+
+    def __init__(self, database: Database, wall_ms: Callable[[], int] = _wall_ms) -> None:
+        """Write through `database`, whose schema is `SCHEMA`; the files lie beside it."""
         self.database = database
+        self.files = LogFiles(os.path.dirname(database.path))
+        self.log = EventTable(self.files, wall_ms)
+        self._wall_ms = wall_ms
+        self._prepared: apsw.Connection | None = None
 
-    def append(self, events: Iterable[Event], patience_s: float) -> list[Stored]:
+    def append(self, events: Sequence[Event], patience_s: float) -> list[Stored]:
         """Commit events, each once by its id, in their order.
 
         Raises:
             DatabaseError: none of them is stored.
         """
-        return self.database.write(lambda connection: _append(connection, events), patience_s)
+        return self.write(lambda connection: self.log.append(connection, events), patience_s)
 
     def drain(self, batch: DrainBatch, patience_s: float) -> list[Stored]:
         """Commit what was read from journals together with how far they have been read.
@@ -120,7 +158,26 @@ class EventStore:
         Raises:
             DatabaseError: nothing of it is stored.
         """
-        return self.database.write(lambda connection: _drain(connection, batch), patience_s)
+        return self.write(lambda connection: _drain(connection, self.log, batch), patience_s)
+
+    def write(self, work: Callable[[apsw.Connection], Result], patience_s: float) -> Result:
+        """Run `work` as one transaction, on a connection that is prepared.
+
+        Raises:
+            DatabaseError: nothing was written.
+        """
+
+        def prepared_work(connection: apsw.Connection) -> Result:
+            if connection is not self._prepared:
+                raise _UnpreparedError
+            return work(connection)
+
+        for _ in range(PREPARATIONS_MAX):
+            try:
+                return self.database.write(prepared_work, patience_s)
+            except _UnpreparedError:
+                self._prepared = Healing(self.database, self.log, self.files, self._wall_ms()).run(patience_s)
+        raise DatabaseError(Problem.REPLACED, self.database.path)
 
     def positions(self, patience_s: float) -> list[Position]:
         """Return how far each journal has been drained.
@@ -135,34 +192,10 @@ class EventStore:
                 Position(journal, head, offset, bool(complete), boot) for journal, head, offset, complete, boot in rows
             ]
 
-        return self.database.write(work, patience_s)
+        return self.write(work, patience_s)
 
 
-def _append(connection: apsw.Connection, events: Iterable[Event]) -> list[Stored]:
-    seq: int = connection.execute("SELECT coalesce(max(seq), 0) FROM events").get
-    stored = []
-    for event in events:
-        values = (event.id, event.timestamp_ms, int(event.severity), *_content(event))
-        if connection.execute(_INSERT_EVENT, (seq + 1, *values)).get is not None:
-            seq += 1
-            stored.append(Stored(event, seq, new=True))
-        else:
-            stored.append(_existing(connection, event))
-    return stored
-
-
-def _existing(connection: apsw.Connection, event: Event) -> Stored:
-    row = connection.execute(_FIND_EVENT, (event.id,)).fetchone()
-    if row is not None and row[1:] == (int(event.severity), *_content(event)):
-        return Stored(event, row[0], new=False)
-    return Stored(event, None, new=False)
-
-
-def _content(event: Event) -> tuple[str, str, str, str]:
-    return event.component, event.event_type, event.message, event.attributes
-
-
-def _drain(connection: apsw.Connection, batch: DrainBatch) -> list[Stored]:
+def _drain(connection: apsw.Connection, log: EventTable, batch: DrainBatch) -> list[Stored]:
     events = []
     for entry in batch.entries:
         event = entry.event
@@ -170,9 +203,9 @@ def _drain(connection: apsw.Connection, batch: DrainBatch) -> list[Stored]:
             _add_restart(connection, entry.restart)
         if entry.recovery is not None:
             name = _recover(connection, entry.recovery)
-            event = replace(event, component=name) if name else event
+            event = event._replace(component=name) if name else event
         events.append(event)
-    stored = _append(connection, events)
+    stored = log.append(connection, events)
     connection.executemany(
         "INSERT OR REPLACE INTO journal_positions (journal, head, offset, complete, boot_id) VALUES (?, ?, ?, ?, ?)",
         [(item.journal, item.head, item.offset, int(item.complete), item.boot_id) for item in batch.positions],

@@ -168,6 +168,9 @@ class Writing:
 
 def _acknowledge(request: Request, stored: list[Stored]) -> None:
     """Answer a request whose events are committed."""
+    if request.op == "emit_rows":
+        request.reply({"seqs": [item.seq for item in stored]})
+        return
     if request.op == "emit_many":
         request.reply({"events": [{"id": item.event.id.hex(), "seq": item.seq} for item in stored]})
         return
