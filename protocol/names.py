@@ -14,6 +14,7 @@ BROKER: Final = "broker"
 WATCHDOG: Final = "watchdog"
 EVENT_LOGGER: Final = "event_logger"
 HEALTH_MONITOR: Final = "health_monitor"
+CHECKPOINTER: Final = "checkpointer"
 
 RESERVED_SERVICES: Final = frozenset(
     {"broker", "launcher", "health_monitor", "checkpointer", "backup", "event_logger", "updater", "watchdog"}

@@ -1,7 +1,7 @@
 """Reading the spool, by the owner of what waits there: see `spool`."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Final
 
@@ -33,6 +33,26 @@ class SpoolEntry:
     arguments: dict[str, Any]
     raw: tuple[bytes, ...]
     mark: tuple[str, int]
+
+
+def peek(data_dir: str, service: str) -> Iterator[SpoolEntry]:
+    """Yield what lies in the spool, for whoever is not its owner: it takes no lock and changes nothing.
+
+    What the owner has committed, but not yet removed, is still there. What is damaged is passed over.
+    """
+    directory = spool_directory(data_dir, service)
+    for name in sorted(sizes_in(directory)):
+        try:
+            with open(os.path.join(directory, name), "rb") as file:
+                scan = _Scan(file, name, 0)
+                while scan.at < os.fstat(file.fileno()).st_size:
+                    damage = scan.step()
+                    if damage is not None and not scan.skip(damage):
+                        break
+                    while scan.entries:
+                        yield scan.entries.pop(0)
+        except OSError:
+            continue
 
 
 @dataclass(slots=True)

@@ -25,6 +25,7 @@ class Asked:
     answered_at: float | None = None
     error: ErrorInfo | None = None
     result: dict[str, Any] = field(default_factory=dict)
+    raw: Sequence[bytes] = ()
 
     def __call__(
         self, request: Request, error: ErrorInfo | None, result: Mapping[str, Any], raw: Sequence[bytes]
@@ -33,6 +34,7 @@ class Asked:
         self.answered_at = time.monotonic()
         self.error = error
         self.result = dict(result)
+        self.raw = raw
 
     @property
     def done(self) -> bool:
@@ -84,13 +86,20 @@ class Harness:
 
     # --- what a test does ---
 
-    def ask(self, op: str, timeout_s: float = 5.0, request_id: bytes | None = None, **arguments: Any) -> Asked:
+    def ask(
+        self,
+        op: str,
+        timeout_s: float = 5.0,
+        request_id: bytes | None = None,
+        raw: Sequence[bytes] = (),
+        **arguments: Any,
+    ) -> Asked:
         """Send one request; its outcome comes in later turns."""
         self._requests += 1
         asked = Asked()
         operation = self._operations[op]
         identifier = request_id or self._requests.to_bytes(16)
-        request = Request(identifier, op, arguments, (), time.monotonic() + timeout_s, asked)
+        request = Request(identifier, op, arguments, raw, time.monotonic() + timeout_s, asked)
         asked.request = request
         try:
             ArgumentRules(operation).check(arguments)

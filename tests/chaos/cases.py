@@ -80,7 +80,8 @@ def pairs() -> list[Case]:
 
 def survivors() -> list[Case]:
     """Kill -9 of every subset of three or more that leaves one process alive."""
-    return [of(Harm.KILL, *names) for size in (3, 4) for names in itertools.combinations(PROCESSES, size)]
+    sizes = range(3, len(PROCESSES))
+    return [of(Harm.KILL, *names) for size in sizes for names in itertools.combinations(PROCESSES, size)]
 
 
 def all_cases() -> list[Case]:

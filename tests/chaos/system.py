@@ -18,10 +18,11 @@ from actors.runtime.control_client import call_launcher
 from actors.runtime.identity import ProcessIdentity, boot_id, start_time_of
 from actors.runtime.liveness import Board, BoardError
 from app.reliability.client import Client
+from launcher import definitions
 from protocol.errors import ReliabilityError
 
 ROOT = Path(__file__).parents[2]
-PROCESSES = ("launcher", "broker", "watchdog", "event_logger", "health_monitor")
+PROCESSES = ("launcher", *(definition.name for definition in definitions()))
 SERVICES = PROCESSES[1:]
 MANY_RESTARTS = "restart_max = 10000\n"
 START_TIMEOUT_S = 20.0

@@ -274,7 +274,8 @@ def test_survivors_are_told_when_the_launcher_may_be_replaced() -> None:
 
 def test_a_stop_takes_the_actors_from_the_end_then_the_watchdog_then_the_broker() -> None:
     order = sorted(launcher.definitions(), key=lambda definition: definition.stop_rank)
-    assert [definition.name for definition in order] == ["health_monitor", "event_logger", "watchdog", "broker"]
+    assert [definition.name for definition in order] == [*reversed(launcher.ACTORS), "watchdog", "broker"]
+    assert launcher.ACTORS[0] == "event_logger", "it takes in what the others still have to tell"
     slots = [definition.slot for definition in launcher.definitions()]
     assert slots == sorted(set(slots)), "nobody shares a slot"
 
