@@ -76,6 +76,13 @@ def secrets_in(value: Any) -> set[str]:
     return {text for text in _secrets(value, DEPTH_MAX) if _is_worth_finding(text)}
 
 
+def allowed_variables(variables: Mapping[str, str], allowed: Iterable[str]) -> dict[str, str]:
+    """Return the variables whose name is allowed, or begins with an allowed name that ends in ``*``."""
+    names = tuple(allowed)
+    prefixes = tuple(name[:-1] for name in names if name.endswith("*"))
+    return {name: value for name, value in variables.items() if name in names or name.startswith(prefixes)}
+
+
 class Redactor:
     """Takes secrets out, and counts what it took.
 
@@ -105,16 +112,6 @@ class Redactor:
         if isinstance(value, Iterable):
             return self._items(list(value), depth - 1)
         return self.text(str(value))
-
-    def environment(self, variables: Mapping[str, str], allowed: Iterable[str]) -> dict[str, str]:
-        """Return the variables whose name is allowed, or begins with an allowed name that ends in ``*``."""
-        names = tuple(allowed)
-        exact = {name for name in names if not name.endswith("*")}
-        prefixes = tuple(name[:-1] for name in names if name.endswith("*"))
-        shown: dict[str, str] = self.value(
-            {key: text for key, text in variables.items() if key in exact or key.startswith(prefixes)}
-        )
-        return shown
 
     def text(self, text: str) -> str:
         """Return a text without secrets. What it returns it would not change again."""

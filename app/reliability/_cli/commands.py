@@ -22,6 +22,7 @@ COMMANDS: Final = {
     "search": "logs",
     "emit": "emit",
     "restart-status": "restarts",
+    "diagnostics": "diagnostics",
     "restart": "control",
     "stop": "control",
     "start": "control",

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.runtime.redaction import MASK, Redactor, is_secret_key, secrets_in
+from actors.runtime.redaction import MASK, Redactor, allowed_variables, is_secret_key, secrets_in
 
 
 @pytest.mark.parametrize(
@@ -87,9 +87,9 @@ def test_command_lines() -> None:
 
 def test_the_environment_is_shown_by_name_only() -> None:
     variables = {"PATH": "/bin", "LC_ALL": "C", "HOME_SECRET": "x", "AWS_SESSION": "y", "LC_TOKEN": "z"}
-    shown = Redactor().environment(variables, ["PATH", "LC_*"])
-    assert shown == {"PATH": "/bin", "LC_ALL": "C", "LC_TOKEN": MASK}
-    assert Redactor().environment(variables, []) == {}
+    shown = allowed_variables(variables, ["PATH", "LC_*"])
+    assert Redactor().value(shown) == {"PATH": "/bin", "LC_ALL": "C", "LC_TOKEN": MASK}
+    assert allowed_variables(variables, []) == {}
 
 
 def test_known_values_are_found_in_configuration_and_then_everywhere() -> None:
@@ -146,8 +146,9 @@ def test_redaction_settles_at_once(text: str) -> None:
 @given(value=st.text(alphabet=st.characters(exclude_characters="\r\n\"'[{(", exclude_categories=["Cs"]), min_size=1))
 def test_an_unquoted_value_ends_with_its_line(value: str) -> None:
     shown = Redactor().text(f"start\npassword={value}\nend")
-    assert shown in {f"start\npassword={MASK}\nend", f"start\npassword={value}\nend"}
-    assert shown.count(MASK) == 1 or not value.strip()
+    blank = len(value) - len(value.lstrip(" \t"))
+    hidden = MASK if value.strip(" \t") else ""
+    assert shown == f"start\npassword={value[:blank]}{hidden}\nend"
 
 
 def _texts(value: Any) -> list[str]:
