@@ -107,12 +107,13 @@ def idle(_runs: int) -> None:
     """Memory and CPU of all processes while nothing happens."""
     with running(config=MANY_RESTARTS) as system:
         time.sleep(5)
-        pids = [identity.pid for identity in system.identities().values()]
+        pids = system.processes()  # the spare as well, which waits to be the next one
         cpu, start = sum(map(cpu_s, pids)), time.perf_counter()
         time.sleep(20)
         used = (sum(map(cpu_s, pids)) - cpu) / (time.perf_counter() - start) * 100
-        for name, identity in system.identities().items():
-            print(f"    {name:16} {pss_mib(identity.pid):6.1f} MiB PSS")
+        names = {identity.pid: name for name, identity in system.identities().items()}
+        for pid in pids:
+            print(f"    {names.get(pid, 'spare'):16} {pss_mib(pid):6.1f} MiB PSS")
         row("idle, PSS of all processes", sum(map(pss_mib, pids)), "MiB", 50.0, 1.0)
         row("idle, CPU of all processes, share of one core", used, "%", 0.5, 1.0)
         system.stop()

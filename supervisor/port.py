@@ -11,13 +11,12 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, Protocol
 
 from actors.runtime.arguments import ProcessArguments
 from actors.runtime.identity import ProcessIdentity
 
-SOURCE_ROOT: Final = str(Path(__file__).resolve().parents[1])
+SOURCE_ROOT: Final = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 """Where `protocol`, `broker`, `actors` and `supervisor` lie; a child by exec finds them through PYTHONPATH."""
 DURABLE_MODULE: Final = "supervisor.durable"
 
@@ -82,6 +81,12 @@ class ProcessControl(Protocol):
 
     def prepare(self, modules: Sequence[str]) -> dict[str, str]:
         """Do ahead what makes starts fast; returns for each module that cannot be loaded the reason."""
+
+    def provide(self) -> None:
+        """Do ahead what makes the next start fast, if that is used up. Called whenever nothing else is to be done."""
+
+    def dismiss(self) -> None:
+        """Let go of what `provide` has made; whoever waits there leaves."""
 
     def spawn(self, launch: Launch) -> Process:
         """Start a process; it does nothing before `Process.release`, where that can be held back.

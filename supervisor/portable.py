@@ -123,6 +123,12 @@ class PortableControl:
         """See `ProcessControl`: nothing can be done ahead, each child imports for itself."""
         return {}
 
+    def provide(self) -> None:
+        """See `ProcessControl`: nothing."""
+
+    def dismiss(self) -> None:
+        """See `ProcessControl`: there is nothing."""
+
     def spawn(self, launch: Launch) -> PortableProcess:
         """See `ProcessControl`."""
         return _started(launch.command(), launch.stderr_path)

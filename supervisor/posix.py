@@ -3,22 +3,37 @@
 A fork of the launcher, which has imported everything and opened nothing, is ready in milliseconds. The child drops
 what it inherited and then waits at a gate - a pipe - until the launcher has put it on record: if the launcher dies in
 between, the child reads the end of the pipe and leaves, so no process ever runs that no board knows.
+
+Of those milliseconds most are page faults: a fork shares its pages, and has to copy each one that it touches first. So
+one fork is made ahead, the spare, and waits at its gate to be told what to be.
 """
 
 import gc
 import importlib
+import json
 import os
 import select
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any, Final, NoReturn, TypeAlias
 
+from actors.runtime.arguments import ProcessArguments
 from actors.runtime.identity import ProcessIdentity, boot_id, stat_fields
+from actors.runtime.process import TITLE_PREFIX
 from actors.runtime.signalling import PidfdSignaller, open_pidfd
 from supervisor import durable
 from supervisor.port import ExitStatus, Launch, child_environment, open_stderr
+
+try:
+    from setproctitle import setproctitle as _set_title
+except ImportError:  # only cosmetic
+
+    def _set_title(title: str) -> None:
+        """Do without a title."""
+
 
 Entry: TypeAlias = Callable[[Any], int]
 
@@ -27,7 +42,14 @@ EXIT_CRASHED: Final = 70
 _PPID, _START_TIME = 1, 19
 """Places in /proc/PID/stat, counted from the state (field 3) on."""
 _HANDLED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
-_GO: Final = b"g"
+_GO: Final = b"\n"
+"""Ends an order, and is in none."""
+_SPARE: Final = TITLE_PREFIX + "spare"
+_ORDER_BYTES_MAX: Final = select.PIPE_BUF
+"""So much goes into a pipe at once or not at all, whatever its reader does."""
+_FIT: Final = frozenset("RS")
+"""States of a process that will read what it is told; one that was stopped, or waits for a disk, may not."""
+_ALL_SIGNALS: Final = signal.valid_signals()
 
 _signaller: Final = PidfdSignaller()
 
@@ -41,6 +63,7 @@ class PosixProcess:
         self._pidfd = pidfd
         self._is_child = is_child
         self._gate = gate
+        self._order = b""
         self._tree: list[ProcessIdentity] = []
 
     @property
@@ -48,12 +71,16 @@ class PosixProcess:
         """See `Process`."""
         return self._pidfd
 
+    def assign(self, order: bytes) -> None:
+        """Have `release` say what it is to do, to one that was made without knowing."""
+        self._order = order
+
     def release(self) -> None:
         """See `Process`."""
         if self._gate is None:
             return
         try:
-            os.write(self._gate, _GO)
+            os.write(self._gate, self._order + _GO)
         except BrokenPipeError:  # it died at the gate; its pidfd says so
             pass
         self._close_gate()
@@ -142,6 +169,8 @@ class PosixControl:
         self._drop_inherited = drop_inherited
         self._entries: dict[str, Entry] | None = None
         self._may_fork = True
+        self._spare: PosixProcess | None = None
+        self._condemned: list[PosixProcess] = []
 
     def prepare(self, modules: Sequence[str]) -> dict[str, str]:
         """See `ProcessControl`: import what the children run, then keep the collector off the shared pages."""
@@ -164,8 +193,29 @@ class PosixControl:
     def spawn(self, launch: Launch) -> PosixProcess:
         """See `ProcessControl`."""
         entry = (self._entries or {}).get(launch.module) if self._may_fork else None
-        run = _executing(launch) if entry is None else _calling(entry, launch)
-        return self._fork(run, launch.stderr_path)
+        if entry is None:
+            return self._fork(_executing(launch), launch.stderr_path)
+        return self._take_spare(launch) or self._fork(_calling(entry, launch), launch.stderr_path)
+
+    def provide(self) -> None:
+        """See `ProcessControl`: have a spare."""
+        if self._spare is not None and self._spare.poll_exit() is not None:
+            self._spare.close()
+            self._spare = None
+        self._condemned = [process for process in self._condemned if not _is_over(process)]
+        if self._spare is None and not self._condemned and self._may_fork and self._entries:
+            try:
+                self._spare = self._fork(self._obey, os.devnull, _SPARE)
+            except OSError:  # no room for a process: the next start does without
+                return
+
+    def dismiss(self) -> None:
+        """See `ProcessControl`."""
+        if self._spare is not None:
+            self._spare.kill()
+            self._condemned.append(self._spare)
+            self._spare = None
+        self._condemned = [process for process in self._condemned if not _is_over(process)]
 
     def adopt(self, identity: ProcessIdentity) -> PosixProcess | None:
         """See `ProcessControl`."""
@@ -174,18 +224,37 @@ class PosixControl:
 
     def copy_durably(self, source: str, target: str) -> PosixProcess:
         """See `ProcessControl`."""
-        process = self._fork(lambda: durable.copy(source, target), os.devnull)
+        process = self._fork(lambda _order: durable.copy(source, target), os.devnull)
         process.release()
         return process
 
-    def _fork(self, run: Callable[[], int], stderr_path: str) -> PosixProcess:
+    def _take_spare(self, launch: Launch) -> PosixProcess | None:
+        """Return the spare, told what to be; None if there is none that would hear it."""
+        order = json.dumps([launch.module, launch.stderr_path, asdict(launch.arguments)]).encode()
+        if self._spare is None or len(order) >= _ORDER_BYTES_MAX:
+            return None
+        fields = stat_fields(self._spare.identity.pid)
+        if fields is None or fields[0] not in _FIT:
+            self.dismiss()
+            return None
+        spare, self._spare = self._spare, None
+        spare.assign(order)
+        return spare
+
+    def _obey(self, order: bytes) -> int:
+        """In the spare: become what the order says."""
+        module, stderr_path, arguments = json.loads(order)
+        _lead_stderr_to(stderr_path)
+        return (self._entries or {})[module](ProcessArguments(**arguments))
+
+    def _fork(self, run: Callable[[bytes], int], stderr_path: str, title: str = "") -> PosixProcess:
         reader, writer = os.pipe()
         # No handler of the launcher's may run in the child, where it would wake the launcher.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _ALL_SIGNALS)
         try:
             pid = os.fork()
             if pid == 0:
-                self._become_child(run, stderr_path, reader, writer)
+                self._become_child(run, stderr_path, title, reader, writer)
         except BaseException:
             os.close(writer)
             raise
@@ -202,7 +271,9 @@ class PosixControl:
         identity = ProcessIdentity(pid, int(fields[_START_TIME]) if fields else 0, boot_id())
         return PosixProcess(identity, pidfd, is_child=True, gate=writer)
 
-    def _become_child(self, run: Callable[[], int], stderr_path: str, reader: int, writer: int) -> NoReturn:
+    def _become_child(
+        self, run: Callable[[bytes], int], stderr_path: str, title: str, reader: int, writer: int
+    ) -> NoReturn:
         code = EXIT_CRASHED
         try:
             os.close(writer)
@@ -211,11 +282,15 @@ class PosixControl:
             for number in _HANDLED:
                 signal.signal(number, signal.SIG_DFL)
             self._drop_inherited()
+            for other in (*self._condemned, *filter(None, [self._spare])):
+                other.close()  # above all its gate: whoever waits there waits for the last one who could open it
             _leave_standard_streams(stderr_path)
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
-            released = os.read(reader, 1) == _GO
+            if title:
+                _set_title(title)
+            order = os.read(reader, _ORDER_BYTES_MAX)
             os.close(reader)
-            code = run() if released else 0
+            code = run(order) if order.endswith(_GO) else 0
         except SystemExit as request:
             code = request.code if isinstance(request.code, int) else EXIT_CRASHED
         except BaseException:  # noqa: BLE001 - nothing of the launcher's stack above may run in the child
@@ -226,10 +301,24 @@ class PosixControl:
 
 def _leave_standard_streams(stderr_path: str) -> None:
     """Let go of the launcher's terminal, which somebody may have stopped."""
-    for descriptor, standards in ((os.open(os.devnull, os.O_RDWR), (0, 1)), (open_stderr(stderr_path), (2,))):
-        for standard in standards:
-            os.dup2(descriptor, standard)
-        os.close(descriptor)
+    descriptor = os.open(os.devnull, os.O_RDWR)
+    for standard in (0, 1):
+        os.dup2(descriptor, standard)
+    os.close(descriptor)
+    _lead_stderr_to(stderr_path)
+
+
+def _lead_stderr_to(path: str) -> None:
+    descriptor = open_stderr(path)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+
+
+def _is_over(process: PosixProcess) -> bool:
+    over = process.poll_exit() is not None
+    if over:
+        process.close()
+    return over
 
 
 def session_members(leader: ProcessIdentity) -> list[ProcessIdentity]:
@@ -283,12 +372,12 @@ def _identity(pid: int) -> ProcessIdentity | None:
     return None if fields is None else ProcessIdentity(pid, int(fields[_START_TIME]), boot_id())
 
 
-def _calling(entry: Entry, launch: Launch) -> Callable[[], int]:
-    return lambda: entry(launch.arguments)
+def _calling(entry: Entry, launch: Launch) -> Callable[[bytes], int]:
+    return lambda _order: entry(launch.arguments)
 
 
-def _executing(launch: Launch) -> Callable[[], int]:
-    def run() -> NoReturn:
+def _executing(launch: Launch) -> Callable[[bytes], int]:
+    def run(_order: bytes) -> NoReturn:
         os.execve(sys.executable, launch.command(), child_environment())  # noqa: S606 - from a list, no shell
 
     return run

@@ -54,6 +54,8 @@ from supervisor.watch import Watch
 
 READINESS_POLL_S: Final = 0.005
 """How often the board is read while a process starts."""
+CALM_S: Final = 0.02
+"""How long after the last start what is not urgent goes on waiting: the started one is answering its first requests."""
 EXIT_POLL_S: Final = 0.1
 """How often processes are looked at whose exit wakes nobody up."""
 SHOW_INTERVAL_S: Final = 5.0
@@ -104,7 +106,7 @@ class Shell:
         self._effects: deque[Effect] = deque()
         self._prepared = False
         self._downs: list[Request] = []
-        self._next_tick = self._next_show = 0.0
+        self._next_tick = self._next_show = self._calm_at = 0.0
         self._changed = False
         self._exit_code: int | None = None
         self._announced = False
@@ -172,7 +174,10 @@ class Shell:
             self._tick(now)
         self._do(self._core.turn(now))
         self._show(now)
-        self._copies.poll(hurried=self._is_starting())
+        calm = now >= self._calm_at and not self._is_starting()
+        self._copies.poll(hurried=not calm)
+        if calm and self._core.phase is Phase.RUNNING:
+            self._port.provide()
 
     def _tick(self, now: float) -> None:
         self._server.expire(now)
@@ -182,6 +187,7 @@ class Shell:
     def _leave(self) -> None:
         """Remove what is left of the launcher itself: sockets, board, and whatever is no history."""
         self._server.close()
+        self._port.dismiss()
         end = time.monotonic() + FAREWELL_S
         self._copies.poll()
         while self._copies.busy and time.monotonic() < end:
@@ -197,10 +203,12 @@ class Shell:
         console.say(f"{self._ground.runtime_dir} was removed; starting everything anew")
         end = time.monotonic() + FAREWELL_S
         self._fleet.kill_all()
+        self._port.dismiss()
         while self._fleet.anybody and time.monotonic() < end:
             self._selector.select(READINESS_POLL_S)
             for _ in self._fleet.ended():
                 pass
+        self._port.dismiss()
         self._server.close()
         self._selector.close()
         self._ground.lock.release()
@@ -216,6 +224,7 @@ class Shell:
                 self._do(self._core.force(now))
 
     def _became_ready(self, name: str, incarnation: int, now: float) -> None:
+        self._calm_at = now + CALM_S
         self._do(self._core.became_ready(name, incarnation, now))
         if name == BROKER:  # it may have had to bind other ports, and have said so in run.json
             self._copies.request(self._runtime(paths.RUN_FILE), self._data(paths.RUN_FILE))
@@ -410,6 +419,8 @@ class Shell:
             until = min(until, now + EXIT_POLL_S)
         if self._is_starting():
             until = min(until, now + READINESS_POLL_S)
+        elif now < self._calm_at:
+            until = min(until, self._calm_at)
         return max(0.0, until - now)
 
     def _is_starting(self) -> bool:

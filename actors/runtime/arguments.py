@@ -1,6 +1,5 @@
 """What a process of ours is told when it starts: the same by fork and by exec."""
 
-import argparse
 from dataclasses import asdict, dataclass
 from typing import Self
 
@@ -38,6 +37,8 @@ class ProcessArguments:
     @classmethod
     def from_argv(cls, argv: list[str]) -> Self:
         """Parse options; exits with a usage error on anything else."""
+        import argparse  # noqa: PLC0415 - 1 MiB, for those that are not forked
+
         parser = argparse.ArgumentParser(description="One process of relctl; started by the launcher, not by hand.")
         parser.add_argument("--name", required=True)
         parser.add_argument("--slot", required=True, type=int)

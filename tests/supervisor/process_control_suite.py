@@ -47,9 +47,54 @@ def posix_control(drop_inherited: Callable[[], None] = lambda: None) -> ProcessC
     return control
 
 
-@pytest.fixture(params=[pytest.param("posix", marks=linux), pytest.param("portable", marks=pytest.mark.portable)])
-def control(request: pytest.FixtureRequest) -> ProcessControl:
-    return posix_control() if request.param == "posix" else PortableControl()
+class WithSpare:
+    """A control whose every start finds a spare."""
+
+    def __init__(self, control: ProcessControl) -> None:
+        self._control = control
+        self.prepare, self.provide, self.dismiss = control.prepare, control.provide, control.dismiss
+        self.adopt, self.copy_durably = control.adopt, control.copy_durably
+
+    def spawn(self, launch: Launch) -> Process:
+        self._control.provide()
+        return self._control.spawn(launch)
+
+
+@pytest.fixture(
+    params=[
+        pytest.param("posix", marks=linux),
+        pytest.param("spare", marks=linux),
+        pytest.param("portable", marks=pytest.mark.portable),
+    ]
+)
+def control(request: pytest.FixtureRequest) -> Iterator[ProcessControl]:
+    if request.param == "portable":
+        control: ProcessControl = PortableControl()
+    else:
+        control = posix_control() if request.param == "posix" else WithSpare(posix_control())
+    yield control
+    dismiss(control)
+
+
+def dismiss(control: ProcessControl) -> None:
+    """Have no spare left, nor any descriptor of one."""
+
+    def over() -> bool:
+        control.dismiss()
+        return not psutil.Process().children()
+
+    wait_for(over, "the spare is gone")
+
+
+def only_child() -> ProcessIdentity:
+    """The spare, where nothing else was started; once it waits."""
+
+    def look() -> ProcessIdentity | None:
+        children = [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
+        assert len(children) == 1
+        return identity_of(children[0].pid) if children[0].status() == psutil.STATUS_SLEEPING else None
+
+    return wait_for(look, "the spare waits")
 
 
 class Nursery:
@@ -341,3 +386,83 @@ def test_a_zombie_counts_as_dead(nursery: Nursery) -> None:
         assert posix_control().adopt(fields_before) is None
     finally:
         child.wait()
+
+
+@linux
+def test_the_spare_becomes_what_is_started(nursery: Nursery) -> None:
+    control = posix_control()
+    control.provide()
+    spare = only_child()
+    process = nursery.start(control, "exit")
+    assert process.identity == spare
+    assert ended(process) == ExitStatus(exit_code=3)
+
+
+@linux
+@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
+def test_a_spare_that_would_not_hear_is_passed_over_and_replaced(nursery: Nursery, number: signal.Signals) -> None:
+    control = posix_control()
+    control.provide()
+    spare = only_child()
+    os.kill(spare.pid, number)
+    deaf = (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE)
+    wait_for(lambda: psutil.Process(spare.pid).status() in deaf, "it is stopped or dead")
+    process = nursery.start(control, "exit")
+    assert process.identity != spare
+    assert ended(process) == ExitStatus(exit_code=3)
+    gone(spare)
+
+    def look() -> list[psutil.Process]:
+        control.provide()
+        return psutil.Process().children()
+
+    wait_for(look, "there is a new one")
+    assert only_child() not in (spare, process.identity)
+    dismiss(control)
+
+
+@linux
+def test_a_spare_leaves_with_its_launcher_whoever_was_started_since(nursery: Nursery) -> None:
+    launcher = subprocess.Popen(
+        [sys.executable, "-P", "-c", LAUNCHER_WITH_SPARE, str(nursery.directory)],
+        env=child_environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert launcher.stdout is not None
+    spare, other = (identity_of(int(pid)) for pid in launcher.stdout.readline().split())
+    assert spare is not None
+    assert other is not None
+    launcher.kill()
+    launcher.wait()
+    launcher.stdout.close()
+    gone(spare)
+    assert other.is_running()
+    os.kill(other.pid, signal.SIGKILL)
+    gone(other)
+
+
+LAUNCHER_WITH_SPARE = """
+import sys, time
+import psutil
+from supervisor.posix import PosixControl
+
+control = PosixControl(lambda: None)
+control.prepare(["supervisor.durable"])
+control._entries = {"supervisor.durable": lambda arguments: 0}
+control.provide()
+spare = psutil.Process().children()[0].pid
+other = control._fork(lambda order: time.sleep(60) or 0, "/dev/null")
+other.release()
+print(spare, other.identity.pid, flush=True)
+time.sleep(60)
+"""
+
+
+@linux
+def test_the_spare_goes_when_it_is_dismissed() -> None:
+    control = posix_control()
+    control.provide()
+    spare = only_child()
+    dismiss(control)
+    gone(spare)

@@ -2,6 +2,7 @@
 
 import os
 import selectors
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,8 @@ from supervisor.copies import DurableCopies
 from supervisor.core import Child, Ending
 from supervisor.last_words import with_last_words
 from supervisor.model import ChildSpec, Exit, State
-from supervisor.port import ExitStatus, Launch
+from supervisor.options import Options, parse
+from supervisor.port import SOURCE_ROOT, ExitStatus, Launch
 from supervisor.settings import Settings
 from supervisor.slots import found_in, how_it_ended, record_of, record_of_launcher
 
@@ -59,6 +61,10 @@ class FakeControl:
 
     def prepare(self, modules: object) -> dict[str, str]:
         return {}
+
+    def provide(self) -> None: ...
+
+    def dismiss(self) -> None: ...
 
     def spawn(self, launch: Launch) -> FakeCopy:
         raise NotImplementedError
@@ -292,7 +298,7 @@ def test_the_default_configuration_lies_in_or_beside_the_data_directory(tmp_path
 
 
 def settings_for(*argv: str) -> Settings:
-    return launcher._settings(launcher._parser().parse_args(argv))
+    return launcher._settings(parse(argv))
 
 
 @pytest.mark.parametrize(
@@ -322,3 +328,40 @@ def test_a_command_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) ->
     assert captured.out == ""
     assert captured.err.startswith("launcher: supervising a COMMAND is not in this release")
     assert len(captured.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "meant"),
+    [
+        ([], Options()),
+        (["--data-dir", "d", "--successor", "--config", "c", "--portable"], Options("c", "d", True, True)),
+        (["--data-dir=d", "--conf", "c"], Options("c", "d", command=[])),
+        (["--portable", "--", "program", "--flag"], Options(portable=True, command=["program", "--flag"])),
+    ],
+)
+def test_the_command_line_is_understood(argv: list[str], meant: Options) -> None:
+    assert parse(argv) == meant
+
+
+@pytest.mark.parametrize(
+    ("argv", "code"), [(["--data-dir"], 2), (["--data-dir", "--portable"], 2), (["--no"], 2), (["-h"], 0)]
+)
+def test_argparse_has_the_last_word(argv: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        parse(argv)
+    assert left.value.code == code
+    told = capsys.readouterr()
+    assert "launcher.py" in told.out + told.err
+
+
+def test_what_is_usual_needs_no_argparse() -> None:
+    code = (
+        "import importlib, sys, launcher, supervisor.posix, supervisor.options\n"
+        "supervisor.options.parse(['--data-dir', 'd'])\n"
+        "for definition in launcher.definitions(): importlib.import_module(definition.module)\n"
+        "print(*sys.modules)"
+    )
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], cwd=SOURCE_ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    assert not {"argparse", "pathlib"} & set(loaded.split())
