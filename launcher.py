@@ -3,7 +3,6 @@
 It opens no ZeroMQ socket and no database, and starts no thread: so it can fork, and there is little that it can die of.
 """
 
-import argparse
 import os
 import sys
 import time
@@ -14,7 +13,6 @@ SOURCE_ROOT = os.path.dirname(os.path.abspath(__file__))
 if SOURCE_ROOT not in sys.path:  # so it is under -P, which keeps a host's own modules from shadowing ours
     sys.path.insert(0, SOURCE_ROOT)
 
-from actors.checkpointer.config import CheckpointsConfig  # noqa: E402
 from actors.event_logger.config import EventLoggerConfig  # noqa: E402
 from actors.health_monitor.config import HealthConfig  # noqa: E402
 from actors.runtime import paths  # noqa: E402
@@ -26,9 +24,10 @@ from broker.config import BrokerConfig  # noqa: E402
 from protocol import names  # noqa: E402
 from protocol.errors import ErrorCode, LocalError  # noqa: E402
 from supervisor.launch import run  # noqa: E402
+from supervisor.options import Options, parse  # noqa: E402
 from supervisor.settings import Definition, Settings  # noqa: E402
 
-ACTORS = (names.EVENT_LOGGER, names.HEALTH_MONITOR, names.CHECKPOINTER)
+ACTORS = (names.EVENT_LOGGER, names.HEALTH_MONITOR)
 """Every actor but the watchdog, in the order of starting; a new one is added here."""
 
 SECTIONS = {
@@ -36,7 +35,6 @@ SECTIONS = {
     "broker": BrokerConfig,
     "event_logger": EventLoggerConfig,
     "health": HealthConfig,
-    "checkpoints": CheckpointsConfig,
     "watchdog": WatchdogConfig,
 }
 """The tables that reliability.toml may have; all are checked before anything is started."""
@@ -58,7 +56,7 @@ def definitions() -> tuple[Definition, ...]:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the launcher and return its exit code."""
-    options = _parser().parse_args(argv)
+    options = parse(sys.argv[1:] if argv is None else argv)
     try:
         settings = _settings(options)
         os.umask(0o077)
@@ -68,19 +66,6 @@ def main(argv: list[str] | None = None) -> int:
         if not (options.successor and error.code == ErrorCode.LOCKED):
             print(f"launcher: {error.message}. {error.hint}".rstrip(), file=sys.stderr)  # noqa: T201 - its one line
         return error.exit_code
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="launcher.py", description="Start the system and keep it running.")
-    config = f"configuration (default: {paths.CONFIG_FILE} in or beside the data directory)"
-    parser.add_argument("--config", metavar="FILE", help=config)
-    data = f"data directory (default: ${paths.DATA_DIR_VARIABLE}, else ./data)"
-    parser.add_argument("--data-dir", metavar="DIR", help=data)
-    portable = "exec, psutil and TCP instead of fork, pidfd and local sockets"
-    parser.add_argument("--portable", action="store_true", help=portable)
-    parser.add_argument("--successor", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("command", nargs="*", metavar="-- COMMAND", help="not in this release")
-    return parser
 
 
 def _config_path(given: str | None, data_dir: str) -> str | None:
@@ -94,7 +79,7 @@ def _config_path(given: str | None, data_dir: str) -> str | None:
     return None
 
 
-def _settings(options: argparse.Namespace) -> Settings:
+def _settings(options: Options) -> Settings:
     """Return the settings, the whole configuration being checked.
 
     Raises:
