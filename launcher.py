@@ -13,6 +13,7 @@ SOURCE_ROOT = os.path.dirname(os.path.abspath(__file__))
 if SOURCE_ROOT not in sys.path:  # so it is under -P, which keeps a host's own modules from shadowing ours
     sys.path.insert(0, SOURCE_ROOT)
 
+from actors.checkpointer.config import CheckpointsConfig  # noqa: E402
 from actors.event_logger.config import EventLoggerConfig  # noqa: E402
 from actors.health_monitor.config import HealthConfig  # noqa: E402
 from actors.runtime import paths  # noqa: E402
@@ -27,7 +28,7 @@ from supervisor.launch import run  # noqa: E402
 from supervisor.options import Options, parse  # noqa: E402
 from supervisor.settings import Definition, Settings  # noqa: E402
 
-ACTORS = (names.EVENT_LOGGER, names.HEALTH_MONITOR)
+ACTORS = (names.EVENT_LOGGER, names.HEALTH_MONITOR, names.CHECKPOINTER)
 """Every actor but the watchdog, in the order of starting; a new one is added here."""
 
 SECTIONS = {
@@ -35,6 +36,7 @@ SECTIONS = {
     "broker": BrokerConfig,
     "event_logger": EventLoggerConfig,
     "health": HealthConfig,
+    "checkpoints": CheckpointsConfig,
     "watchdog": WatchdogConfig,
 }
 """The tables that reliability.toml may have; all are checked before anything is started."""
