@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from actors.health_monitor.checks import Check
 from actors.health_monitor.config import HealthConfig
-from actors.health_monitor.core import Change, CheckSpec, Finding, HealthCore, Observation, Status
+from actors.health_monitor.core import Change, CheckSpec, Finding, HealthCore, Observation, Status, next_multiple
 from actors.health_monitor.queries import HISTORY_ROWS_MAX, read_history
 from actors.health_monitor.store import SCHEMA, HealthStore, HistoryRow
 from actors.runtime.actor import Actor, Context
@@ -158,7 +158,7 @@ class HealthMonitor(Actor):
 
     def _look_at_processes(self, now: float) -> None:
         """Read the board. What happens to processes launcher and watchdog log themselves: one cause, one alert."""
-        self._look_at_processes_at = now + self._config.process_interval_s
+        self._look_at_processes_at = next_multiple(now, self._config.process_interval_s)
         views = snapshot(self._board, int(now * 1000))
         changes = []
         names = set()

@@ -89,7 +89,7 @@ class CheckSpec:
 
     Attributes:
         name: as shown.
-        interval_s: between the beginnings of two runs.
+        interval_s: between the beginnings of two runs; it begins at full multiples.
         timeout_s: a run that takes longer hangs.
         grades: what each measure means.
         raise_after_s: how long a worse status must last before it is told.
@@ -215,6 +215,14 @@ class _Check:
         return Change(before, self.finding(now))
 
 
+def next_multiple(now: float, interval_s: float) -> float:
+    """Return when something is due that recurs: at full multiples, when the loop ticks as well.
+
+    Otherwise what is due a hair after a tick would wait for the next one, and each thing would have a wake-up to itself.
+    """
+    return (now // interval_s + 1) * interval_s
+
+
 class HealthCore:
     """All checks and what is known of them."""
 
@@ -229,7 +237,7 @@ class HealthCore:
         for name, check in self._checks.items():
             if check.running_since is None and now >= check.due_at:
                 check.running_since = now
-                check.due_at = now + check.spec.interval_s
+                check.due_at = next_multiple(now, check.spec.interval_s)
                 names.append(name)
         return names
 

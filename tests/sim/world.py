@@ -223,7 +223,7 @@ class World:
     def thaw(self, process: Process) -> None:
         """SIGCONT: it goes on where it was."""
         if process.frozen:
-            process.frozen, process.frozen_until = False, self.t
+            process.frozen, process.frozen_until = False, max(self.t, self.paused_until)
             if process.state is ProcessState.STARTING:
                 process.start_s += self.t - process.frozen_at
             self._shift(process, self.t - process.frozen_at)

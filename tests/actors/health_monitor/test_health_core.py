@@ -79,8 +79,8 @@ def test_checks_are_due_at_once_then_by_their_interval_and_one_run_at_a_time() -
     core.finished("disk", free(5000), 121.0)
     assert core.due(121.0) == ["disk"], "late, so at once"
     core.finished("disk", free(5000), 121.1)
-    assert core.due(130.9) == []
-    assert core.due(131.0) == ["disk"]
+    assert core.due(129.9) == []
+    assert core.due(130.0) == ["disk"], "at a full multiple, as all else"
 
 
 def test_a_run_that_hangs_is_a_finding_until_it_comes_back() -> None:
