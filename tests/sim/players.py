@@ -220,6 +220,7 @@ class Launcher:
     _marked_at: float | None = None
     _quarantined: set[str] = field(default_factory=set)
     _counted: bool = False
+    _stillborn_free: set[str] = field(default_factory=set)
 
     def wakes(self) -> bool:
         """Something happened, or is due."""
@@ -270,7 +271,7 @@ class Launcher:
             ledger = self.world.ledger
             if op != "stop":
                 ledger.stopped_by_hand.discard(name)
-                if name not in self.handles or not self.handles[name].process.alive:
+                if name not in self.handles or (op == "restart" and not self.handles[name].process.alive):
                     ledger.free_starts.add(name)
             self.do(self.core.command(op, name, "me", self.world.now))
             if op == "stop":
@@ -328,6 +329,7 @@ class Launcher:
         self.began = True
         self.process.incarnation = self.own.incarnation
         self._quarantined = {name for name, past in remembered.items() if past.quarantined}
+        self._quarantined |= {name for name, process in found.items() if process.state is State.QUARANTINED}
         self._show_own()
         self.do([model.Persist()])
         if not adopting:
@@ -357,6 +359,8 @@ class Launcher:
             self._explode()
             self._do_one(self._effects[0])
             self._effects.popleft()
+        if not self._effects:
+            self._stillborn_free.clear()
 
     def _explode(self) -> None:
         if self.world.bomb is not None:
@@ -364,6 +368,9 @@ class Launcher:
             if self.world.bomb < 0:
                 self.world.bomb = None
                 self.world.say(f"the launcher dies before {self._effects[0]}")
+                self.world.ledger.free_starts |= (
+                    self._stillborn_free
+                )  # it knew that there was no room; nobody else does
                 raise Left(failed=True)
 
     def _do_one(self, effect: model.Effect) -> None:
@@ -403,6 +410,8 @@ class Launcher:
         self._show_child(name)
         self._explode()
         if world.rng.random() < world.trouble.no_room_share:
+            self._stillborn_free |= {name} & world.ledger.free_starts
+            world.say(f"no room to start {name} {incarnation}")
             world.ledger.spawned(self._stillborn(name, incarnation))
             self.do(self.core.exited(name, incarnation, Exit("could not be started"), world.now))
             return
