@@ -377,14 +377,7 @@ class Ledger:
             raise Violation(f"{name} was started although a person had stopped it")
         self.last[name] = process
         if name in self.free_starts:
-<<<<<<< ours
-            if process.alive:  # where there was no room, and then its launcher died, the next one tries for nothing
-                self.free_starts.discard(name)
-            else:
-                self.attempts[name].append(world.t)
-=======
             self.free_starts.discard(name)
->>>>>>> theirs
         elif before is None or before.failed:
             self.charge(name, process)
         elif not before.wanted_gone:
