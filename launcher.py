@@ -14,7 +14,7 @@ if SOURCE_ROOT not in sys.path:  # so it is under -P, which keeps a host's own m
     sys.path.insert(0, SOURCE_ROOT)
 
 from actors.checkpointer.config import CheckpointsConfig  # noqa: E402
-from actors.event_logger.config import EventLoggerConfig  # noqa: E402
+from actors.event_logger.config import EventLoggerConfig, EventsConfig  # noqa: E402
 from actors.health_monitor.config import HealthConfig  # noqa: E402
 from actors.runtime import paths  # noqa: E402
 from actors.runtime.config import ConfigFile, SupervisionConfig  # noqa: E402
@@ -35,6 +35,7 @@ SECTIONS = {
     "supervision": SupervisionConfig,
     "broker": BrokerConfig,
     "event_logger": EventLoggerConfig,
+    "events": EventsConfig,
     "health": HealthConfig,
     "checkpoints": CheckpointsConfig,
     "watchdog": WatchdogConfig,

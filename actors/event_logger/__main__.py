@@ -5,9 +5,10 @@ import sys
 import time
 
 from actors.event_logger.actor import EventLogger
-from actors.event_logger.config import EventLoggerConfig
+from actors.event_logger.config import EventLoggerConfig, EventsConfig
 from actors.runtime.actor import run_actor
 from actors.runtime.arguments import ProcessArguments
+from actors.runtime.database_wiring import prepare
 from actors.runtime.paths import DATABASE_FILE, JOURNAL_DIR
 from actors.runtime.process import ProcessRuntime
 
@@ -18,6 +19,7 @@ def main(arguments: ProcessArguments) -> int:
 
 
 def _make(runtime: ProcessRuntime) -> EventLogger:
+    prepare(runtime)
     arguments = runtime.arguments
     return EventLogger(
         path=os.path.join(arguments.data_dir, DATABASE_FILE),
@@ -25,6 +27,7 @@ def _make(runtime: ProcessRuntime) -> EventLogger:
         board=runtime.board,
         config=runtime.config.section("event_logger", EventLoggerConfig),
         wall_ms=lambda: time.time_ns() // 1_000_000,
+        events=runtime.config.section("events", EventsConfig),
     )
 
 

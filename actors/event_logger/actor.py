@@ -1,20 +1,23 @@
 """event_logger at work: requests in, groups committed, journals drained, the WAL checkpointed, events published.
 
-Wired here from `writing` (the worker thread commits), `reading` (the reader answers queries) and `wal_keeping` (the
-checkpointer moves the WAL into the database): threads of their own, so that none waits for another's disk.
+Wired here from `writing` (the worker thread commits), `reading` (the reader answers queries), `wal_keeping` (the
+checkpointer moves the WAL into the database) and `upkeep` (the filer writes the files behind the table): threads of
+their own, so that none waits for another's disk.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from actors.event_logger.config import EventLoggerConfig
+from actors.event_logger.config import EventLoggerConfig, EventsConfig
 from actors.event_logger.core import PublishBudget, Trouble, TroubleReport
+from actors.event_logger.filer import Filer
 from actors.event_logger.journals import JournalDrain
 from actors.event_logger.queries import query, read_restarts, restart_status
 from actors.event_logger.reading import Reading
 from actors.event_logger.records import derived_id, parse_event, parse_events
 from actors.event_logger.rows import parse_rows
 from actors.event_logger.store import SCHEMA, EventStore
+from actors.event_logger.upkeep import Filing, Retention
 from actors.event_logger.wal_keeping import WalKeeping
 from actors.event_logger.writing import Writing
 from actors.runtime.actor import Actor, Context
@@ -64,7 +67,13 @@ class EventLogger(Actor):
     """The event log's owner."""
 
     def __init__(
-        self, path: str, journal_dir: str, board: Board, config: EventLoggerConfig, wall_ms: Callable[[], int]
+        self,
+        path: str,
+        journal_dir: str,
+        board: Board,
+        config: EventLoggerConfig,
+        wall_ms: Callable[[], int],
+        events: EventsConfig | None = None,
     ) -> None:
         """Wire an event log at `path`; `wall_ms` is the wall clock for what has no time of its own."""
         self._path = path
@@ -78,6 +87,8 @@ class EventLogger(Actor):
             store, JournalDrain(journal_dir, store), budget, wall_ms, self._note, self._wal.committed
         )
         self._reading = Reading(path)
+        self._filing = Filing(Filer(path, store.files))
+        self._retention = Retention(store, (events or EventsConfig()).retention_days, self._writing.submit)
         self._trouble = TroubleReport()
         self._problem: DatabaseError | None = None
         self._stop_steps = self._stop()
@@ -99,12 +110,14 @@ class EventLogger(Actor):
     def on_start(self, context: Context) -> None:
         """Begin; the first drain opens the database."""
         self._context = context
-        for part in (self._writing, self._reading, self._wal):
+        for part in (self._writing, self._reading, self._wal, self._filing):
             part.start(context)
 
     def on_tick(self, context: Context, now: float) -> None:
         """Drain what the journals have, checkpoint when it is due, tell followers where the log ends."""
         self._writing.tick(now)
+        self._filing.tick(now, self._writing.last_seq)
+        self._retention.tick(now)
         self._wal.tick(now)
 
     def on_drain(self, context: Context) -> bool:
@@ -120,7 +133,11 @@ class EventLogger(Actor):
                 "problem": problem and {"code": problem.code, "message": problem.message, "hint": problem.hint},
                 **self._wal.status(),
             },
-            "events": {"last_seq": self._writing.last_seq or None, "pending": self._writing.pending_events},
+            "events": {
+                "last_seq": self._writing.last_seq or None,
+                "pending": self._writing.pending_events,
+                **self._filing.status(),
+            },
             "reads": self._reading.status(),
             "journal_entries_refused": self._writing.refused_entries,
         }
@@ -156,6 +173,8 @@ class EventLogger(Actor):
             raise outcome
         self._reading.tables_exist()
         self._problem = outcome if isinstance(outcome, DatabaseError) else None
+        if self._problem is None:
+            self._filing.ready()
         match self._trouble.note(failed=self._problem is not None, now=self._context.now()):
             case Trouble.BEGAN if self._problem is not None:
                 message = f"events cannot be written: {self._problem.message}"
@@ -170,9 +189,12 @@ class EventLogger(Actor):
         self._writing.drain()
         while self._is_working():
             yield False
+        self._filing.tick(self._context.now(), self._writing.last_seq)
+        while self._is_working():
+            yield False
         self._wal.checkpoint(truncate=True)
         while self._is_working():
             yield False
 
     def _is_working(self) -> bool:
-        return not (self._writing.idle and self._wal.idle)
+        return not (self._writing.idle and self._wal.idle and self._filing.idle)

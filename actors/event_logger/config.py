@@ -1,4 +1,4 @@
-"""`[event_logger]` of reliability.toml."""
+"""`[event_logger]` and `[events]` of reliability.toml."""
 
 from dataclasses import dataclass
 
@@ -16,3 +16,14 @@ class EventLoggerConfig:
 
     publish_per_second_max: float = bounded(200.0, 0.0, 100_000.0)
     wal_warning_mib: int = bounded(64, 1, 1_000_000)
+
+
+@dataclass(frozen=True, slots=True)
+class EventsConfig:
+    """`[events]`: what is kept of the log.
+
+    Attributes:
+        retention_days: days that events are kept.
+    """
+
+    retention_days: int = bounded(90, 1, 36_500)

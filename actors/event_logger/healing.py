@@ -169,9 +169,11 @@ class Healing:
                 line: Line | None = parse_line(raw)
             except ValueError:
                 line = None
-            # A damaged line may name any place; but they follow each other.
-            known = line is not None and (place == 0 or _owns_up(line.event))
-            place = line.seq if line is not None and known else place + 1
+            # A damaged line may name any place, but lines follow each other; what does not begin as one is none.
+            if line is not None and (place == 0 or _owns_up(line.event)):
+                place = line.seq
+            elif seq_of(raw) is not None:
+                place += 1
             found.seq_max = max(found.seq_max, place)
             yield line
 

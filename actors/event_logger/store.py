@@ -179,6 +179,23 @@ class EventStore:
                 self._prepared = Healing(self.database, self.log, self.files, self._wall_ms()).run(patience_s)
         raise DatabaseError(Problem.REPLACED, self.database.path)
 
+    def look_for_expired(self, run_s: int, days_kept: int, patience_s: float) -> list[str]:
+        """Take note of `run_s` more seconds of run time; return the days of the segments to retire (`EventTable`).
+
+        Raises:
+            DatabaseError: nothing was written.
+        """
+        return self.write(lambda connection: self.log.look_for_expired(connection, run_s, days_kept), patience_s)
+
+    def retire(self, day: str, patience_s: float) -> bool:
+        """Remove a segment's file and its next rows; tell whether more are left.
+
+        Raises:
+            DatabaseError, OSError: the next call goes on.
+        """
+        self.files.remove(day)
+        return self.write(lambda connection: self.log.retire(connection, day), patience_s)
+
     def positions(self, patience_s: float) -> list[Position]:
         """Return how far each journal has been drained.
 

@@ -106,7 +106,7 @@ class Writing:
         if group:
             events = [event for pending in group for event in pending.events]
             done = partial(self._on_committed, group)
-            self._write("commit events", done, self._store.append, events, ATTEMPT_PATIENCE_S)
+            self.submit("commit events", done, self._store.append, events, ATTEMPT_PATIENCE_S)
 
     def _on_committed(self, group: list[Pending[Request]], outcome: Any) -> None:
         self._note(outcome)
@@ -121,7 +121,8 @@ class Writing:
             self._on_stored(outcome)
         self._pump()
 
-    def _write(self, what: str, on_done: Callable[[Any], None], function: Callable[..., Any], *arguments: Any) -> None:
+    def submit(self, what: str, on_done: Callable[[Any], None], function: Callable[..., Any], *arguments: Any) -> None:
+        """Run ``function(*arguments)`` on the thread that writes, behind what was submitted before."""
         self._context.submit(function, *arguments, what=what, on_done=on_done, lease_cap_s=DISK_LEASE_S)
 
     # --- journals ---
@@ -136,7 +137,7 @@ class Writing:
     def _submit_drain(self, sizes: dict[str, int]) -> None:
         self._draining = True
         done = partial(self._on_drained, sizes)
-        self._write("drain journals", done, self._journals.drain, self._wall_ms())
+        self.submit("drain journals", done, self._journals.drain, self._wall_ms())
 
     def _on_drained(self, sizes: dict[str, int], outcome: Any) -> None:
         self._draining = False
