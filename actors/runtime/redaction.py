@@ -217,7 +217,9 @@ def _is_told_count(key: str, text: str, start: int) -> bool:
 
 
 def _is_worth_finding(text: str) -> bool:
-    return len(text) >= SECRET_CHARACTERS_MIN and text.lower() not in _COMMONPLACE and not text.isspace()
+    return (
+        len(text) >= SECRET_CHARACTERS_MIN and text.lower() not in _COMMONPLACE and not text.isspace() and text != MASK
+    )
 
 
 def _secrets(value: Any, depth: int, *, secret: bool = False) -> Iterable[str]:

@@ -229,29 +229,53 @@ def _can_answer(subject: Subject, cause: Cause) -> bool:
     return subject.observation.registered and cause not in _STOPPED and look is not None and look.answers_stacks
 
 
-CLOCK_CHANGE_S_MIN: Final = 1.0
+SUSPEND_S_MIN: Final = 1.0
+"""Of a suspend that is told: the two clocks that differ by it are read one after the other."""
+CLOCK_JUMP_S_MIN: Final = 1.0
+"""Of a step of the wall clock that is told."""
+CLOCK_SLEW_MAX: Final = 0.1
+"""How fast a wall clock is brought right gradually, as a part of the time that passes; no more than that is a jump.
+ntpd and timesyncd use up to 0.0005, chrony up to 0.083 unless told otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClockChange:
-    """The machine slept for `slept_s`, and the wall clock was set by `jumped_s`; 0 for what did not happen."""
+    """The machine was suspended for `suspended_s`, and the wall clock set by `jumped_s`; 0 for what did not happen."""
 
-    slept_s: float
+    suspended_s: float
     jumped_s: float
 
 
 class ClockWatch:
-    """Notices suspends and jumps of the wall clock, for the audit trail. Nobody is judged by them."""
+    """Notices suspends and jumps of the wall clock, for the audit trail. Nobody is judged by them.
+
+    ================================== ============== ============= ============================
+    since the last step                time asleep    wall clock    told
+    ================================== ============== ============= ============================
+    it ticked late, or not             as monotonic   as boot time  nothing
+    NTP slews                          as monotonic   a little off  nothing
+    somebody set the clock             as monotonic   off           jumped
+    suspended and resumed              more           as boot time  suspended
+    suspended, set right at the resume more           off           both
+    ================================== ============== ============= ============================
+
+    Where a system has no clock that counts time asleep, a suspend shows as a jump forward of the wall clock.
+    """
 
     def __init__(self, mono_s: float, boot_s: float, wall_s: float) -> None:
         """Begin with the three clocks as they stand: without time asleep, with it, and the wall's."""
-        self._slept_s = boot_s - mono_s
+        self._mono_s = mono_s
+        self._asleep_s = boot_s - mono_s
         self._wall_offset_s = wall_s - boot_s
 
     def step(self, mono_s: float, boot_s: float, wall_s: float) -> ClockChange | None:
         """Return what changed since the last step; None if nothing did."""
-        slept_s = boot_s - mono_s - self._slept_s
+        suspended_s = boot_s - mono_s - self._asleep_s
         jumped_s = wall_s - boot_s - self._wall_offset_s
-        self._slept_s, self._wall_offset_s = boot_s - mono_s, wall_s - boot_s
-        change = ClockChange(*(value if abs(value) >= CLOCK_CHANGE_S_MIN else 0.0 for value in (slept_s, jumped_s)))
-        return change if change.slept_s or change.jumped_s else None
+        slewed_s_max = (mono_s - self._mono_s) * CLOCK_SLEW_MAX
+        self._mono_s, self._asleep_s, self._wall_offset_s = mono_s, boot_s - mono_s, wall_s - boot_s
+        change = ClockChange(
+            suspended_s if suspended_s >= SUSPEND_S_MIN else 0.0,
+            jumped_s if abs(jumped_s) >= max(CLOCK_JUMP_S_MIN, slewed_s_max) else 0.0,
+        )
+        return change if change.suspended_s or change.jumped_s else None

@@ -18,7 +18,6 @@ from actors.runtime.signalling import KILL, SHOW_STACKS, Presence, signaller
 from actors.runtime.verdict import Stage, Standing
 from actors.watchdog.core import (
     AskStacks,
-    ClockChange,
     ClockWatch,
     Condemn,
     Doubted,
@@ -97,8 +96,14 @@ class Effects:
     def note_clocks(self) -> None:
         """Log a suspend of the machine and a jump of its wall clock."""
         change = self._clocks.step(*_clocks())
-        if change is not None:
-            self._runtime.log("NOTICE", "clocks_changed", _in_words(change), **_rounded(change))
+        if change is not None and change.suspended_s:
+            for_s = round(change.suspended_s, 3)
+            self._runtime.log(
+                "NOTICE", "machine_suspended", f"the machine was suspended for {for_s:.1f} s", for_s=for_s
+            )
+        if change is not None and change.jumped_s:
+            by_s = round(change.jumped_s, 3)
+            self._runtime.log("NOTICE", "clock_jumped", f"the wall clock was set by {by_s:+.1f} s", by_s=by_s)
 
     def verdicts(self, findings: Mapping[int, Finding]) -> list[dict[str, Any]]:
         """Return how every process on the board stands."""
@@ -186,16 +191,3 @@ def _clocks() -> tuple[float, float, float]:
     mono_s = time.monotonic()
     boot_s = time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else mono_s
     return mono_s, boot_s, time.time()
-
-
-def _in_words(change: ClockChange) -> str:
-    words = []
-    if change.slept_s:
-        words.append(f"the machine slept for {change.slept_s:.1f} s")
-    if change.jumped_s:
-        words.append(f"the wall clock was set by {change.jumped_s:+.1f} s")
-    return "; ".join(words)
-
-
-def _rounded(change: ClockChange) -> dict[str, float]:
-    return {"slept_s": round(change.slept_s, 3), "jumped_s": round(change.jumped_s, 3)}

@@ -208,9 +208,33 @@ def test_another_life_in_the_slot_owes_nothing(world: World) -> None:
     assert effects[-1].judgement.incarnation == 6
 
 
-def test_suspends_and_jumps_of_the_wall_clock_are_told_apart() -> None:
+@pytest.mark.parametrize(
+    ("what", "awake_s", "asleep_s", "wall_s", "expected"),
+    [
+        ("a tick on time", 0.25, 0.0, 0.25, None),
+        ("a tick that came an hour late", 3600.0, 0.0, 3600.0, None),
+        ("slew as ntpd does, over a late hour", 3600.0, 0.0, 3601.8, None),
+        ("slew as chrony does, for a minute", 60.0, 0.0, 65.0, None),
+        ("a step too small to tell", 0.25, 0.0, 1.2, None),
+        ("set forward", 0.25, 0.0, 86400.25, (0.0, 86400.0)),
+        ("set back", 0.25, 0.0, -3599.75, (0.0, -3600.0)),
+        ("set back within a late hour", 3600.0, 0.0, 0.0, (0.0, -3600.0)),
+        ("suspended", 0.25, 3600.0, 3600.25, (3600.0, 0.0)),
+        ("suspended, and the clock set at the resume", 0.25, 3600.0, 3590.25, (3600.0, -10.0)),
+        ("clocks read a moment apart", 0.25, 0.003, 0.26, None),
+        ("no clock tells of a suspend", 0.25, 0.0, 3600.25, (0.0, 3600.0)),
+    ],
+)
+def test_suspends_and_jumps_of_the_wall_clock_are_told_apart(
+    what: str, awake_s: float, asleep_s: float, wall_s: float, expected: tuple[float, float] | None
+) -> None:
     clocks = ClockWatch(100.0, 150.0, 1e9)
-    assert clocks.step(100.25, 150.25, 1e9 + 0.25) is None
-    assert clocks.step(100.5, 3750.5, 1e9 + 3600.5) == ClockChange(pytest.approx(3600.0), 0.0)
-    assert clocks.step(100.75, 3750.75, 1e9 + 3600.75 - 86400) == ClockChange(0.0, pytest.approx(-86400.0))
-    assert clocks.step(101.0, 3751.0, 1e9 + 3601.0 - 86400 + 0.4) is None
+    change = clocks.step(100.0 + awake_s, 150.0 + awake_s + asleep_s, 1e9 + wall_s)
+    assert change == (None if expected is None else ClockChange(*(pytest.approx(value) for value in expected))), what
+    after_s = 100.25 + awake_s
+    assert clocks.step(after_s, after_s + 50 + asleep_s, 1e9 + wall_s + 0.25) is None, "it is told once"
+
+
+def test_a_clock_that_is_slewed_for_days_is_never_told_to_jump() -> None:
+    clocks = ClockWatch(0.0, 0.0, 1e9)
+    assert not any(clocks.step(at, at, 1e9 + at * 1.08) for at in (number / 4 for number in range(1, 20_000)))
