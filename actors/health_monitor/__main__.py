@@ -9,6 +9,7 @@ from actors.health_monitor.checks import machine_checks
 from actors.health_monitor.config import HealthConfig
 from actors.runtime.actor import run_actor
 from actors.runtime.arguments import ProcessArguments
+from actors.runtime.database_wiring import prepare
 from actors.runtime.paths import DATABASE_FILE
 from actors.runtime.process import ProcessRuntime
 
@@ -19,6 +20,7 @@ def main(arguments: ProcessArguments) -> int:
 
 
 def _make(runtime: ProcessRuntime) -> HealthMonitor:
+    prepare(runtime)
     data_dir = runtime.arguments.data_dir
     path = os.path.join(data_dir, DATABASE_FILE)
     config = runtime.config.section("health", HealthConfig)

@@ -11,7 +11,9 @@ from actors.health_monitor.core import CheckSpec, Grade, Observation, Status, ab
 from actors.health_monitor.queries import read_probe
 from actors.health_monitor.store import SCHEMA, write_probe
 from actors.runtime.database import Database
+from actors.runtime.database_guard import REPAIRED_SUFFIX
 from actors.runtime.database_problem import DatabaseError
+from actors.runtime.database_report import describe, last_repair
 from protocol.limits import KIB, MIB
 
 if sys.platform != "linux":
@@ -20,6 +22,8 @@ if sys.platform != "linux":
 PROC: Final = "/proc"
 DATABASE_PATIENCE_SHARE: Final = 0.6
 """Of the timeout: a locked database is told as such, before it counts as a check that hangs."""
+REPAIR_TOLD_MS: Final = 7 * 86_400_000
+"""So long a repair of the database stays a warning; whoever has seen it may remove the report beside the database."""
 Check = Callable[[], Observation]
 
 
@@ -118,7 +122,20 @@ class DatabaseCheck:
             return Observation(error.message, status=Status.CRITICAL)
         write_s, read_s = written - began, time.monotonic() - written
         message = f"written in {write_s * 1000:.1f} ms, read in {read_s * 1000:.1f} ms"
-        return Observation(message, round(write_s + read_s, 6), "s", measures={"latency": max(write_s, read_s)})
+        repair = recent_repair(self._path, time.time_ns() // 1_000_000)
+        status = Status.OK
+        if repair:
+            message, status = f"{message}; {repair}", Status.WARNING
+        return Observation(message, round(write_s + read_s, 6), "s", status, {"latency": max(write_s, read_s)})
+
+
+def recent_repair(path: str, now_ms: int) -> str:
+    """Return what a repair of the last days saved and lost of the database at `path`; empty if there was none."""
+    if not os.path.exists(path + REPAIRED_SUFFIX):
+        return ""
+    report = last_repair(path) or {}
+    age_ms = now_ms - int(report.get("at_ms", 0))
+    return f"it was damaged and has been replaced: {describe(report)}" if abs(age_ms) < REPAIR_TOLD_MS else ""
 
 
 def size(count: float) -> str:

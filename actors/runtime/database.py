@@ -7,6 +7,8 @@
 - SQLite never checkpoints by itself, not at close either: one process does, by `Database.checkpoint`.
 - Reads go over READONLY connections (`reading`), which leave -wal and -shm where they are.
 - Each owner migrates its own tables forward; see `Schema`.
+- Every transaction holds a share in the guard beside the file (`database_guard`), so that a damaged one can be replaced
+  while nobody writes to it; who meets damage says so to `report_damage_to`'s function.
 
 A process must never open, hash or copy the database, -wal or -shm by other means while it has a connection: closing any
 descriptor of the file drops SQLite's locks (https://www.sqlite.org/howtocorrupt.html, 2.2). `os.stat` is harmless.
@@ -24,7 +26,15 @@ from typing import Final, TypeVar
 
 import apsw
 
-from actors.runtime.database_problem import DatabaseError, Problem, describe_holder, require_library, translate
+from actors.runtime.database_guard import REPAIRING_SUFFIX, Guard, file_identity, lost_its_file
+from actors.runtime.database_problem import (
+    DatabaseError,
+    Problem,
+    describe_holder,
+    from_os_error,
+    require_library,
+    translate,
+)
 
 Result = TypeVar("Result")
 
@@ -47,6 +57,26 @@ WAL_BYTES_KEPT_MAX: Final = 16 * 1024 * 1024
 """Size to which the WAL file is cut when it restarts."""
 _PROGRESS_STEPS: Final = 20_000
 """Steps of SQLite's virtual machine between two looks at the clock: a few milliseconds."""
+
+
+_GUARD_LOOK_S: Final = 0.01
+"""Between two looks whether a file that is being replaced is there again."""
+
+
+def _nobody(_path: str, _what: str) -> None:
+    """Leave damage as it is."""
+
+
+_damage_reported_to: Callable[[str, str], None] = _nobody
+
+
+def report_damage_to(function: Callable[[str, str], None]) -> None:
+    """Have `function` told of each damaged database that this process meets: its path, and what is wrong with it.
+
+    Once per process, where it is wired. It is called on the thread that met the damage, and must not raise.
+    """
+    global _damage_reported_to  # noqa: PLW0603 - as SQLite's own configuration: one per process
+    _damage_reported_to = function
 
 
 class Synchronous(StrEnum):
@@ -118,6 +148,7 @@ class Database:
         self._clock = clock
         self._sleep = sleep
         self._connection: apsw.Connection | None = None
+        self._guard: Guard | None = None
         self._file: tuple[int, int] | None = None
         self._interrupt_at = math.inf
 
@@ -140,14 +171,8 @@ class Database:
                     raise DatabaseError(Problem.LOCKED, self.path, describe_holder(self.path)) from None
                 self._sleep(min(backoff_s(attempt, random.random()), remaining_s))
                 attempt += 1
-            except apsw.Error as error:
-                found = translate(error, self.path)
-                if found.problem not in {Problem.FULL, Problem.TOO_SLOW}:
-                    self.close()
-                raise found from None
-            except DatabaseError:
-                self.close()
-                raise
+            except (apsw.Error, DatabaseError) as error:
+                raise self._failed(error) from None
 
     def checkpoint(self, *, truncate: bool = False) -> WalState | None:
         """Move committed pages from the WAL into the database file, and return how far that went.
@@ -159,18 +184,16 @@ class Database:
             DatabaseError: it failed; the WAL keeps what it has.
         """
         mode = apsw.SQLITE_CHECKPOINT_TRUNCATE if truncate else apsw.SQLITE_CHECKPOINT_PASSIVE
+        deadline = self._clock() + PATIENCE_S
         try:
-            connection = self._ready_connection(self._clock() + PATIENCE_S)
-            connection.set_busy_timeout(_TRUNCATE_BUSY_TIMEOUT_MS)
-            pages, checkpointed = connection.wal_checkpoint(mode=mode)
+            with self._sharing(deadline) as guard:
+                connection = self._ready_connection(deadline, guard)
+                connection.set_busy_timeout(_TRUNCATE_BUSY_TIMEOUT_MS)
+                pages, checkpointed = connection.wal_checkpoint(mode=mode)
         except (apsw.BusyError, apsw.LockedError):
             return None
-        except apsw.Error as error:
-            self.close()
-            raise translate(error, self.path) from None
-        except DatabaseError:
-            self.close()
-            raise
+        except (apsw.Error, DatabaseError) as error:
+            raise self._failed(error) from None
         self.wal_pages = pages
         return WalState(pages, checkpointed)
 
@@ -182,11 +205,49 @@ class Database:
     def close(self) -> None:
         """Close the connection, without a checkpoint; the next write opens it again."""
         connection, self._connection, self._file = self._connection, None, None
+        guard, self._guard = self._guard, None
         if connection is not None:
             connection.close(True)
+        if guard is not None:
+            guard.close()
+
+    def _failed(self, error: apsw.Error | DatabaseError) -> DatabaseError:
+        """Close what cannot be used any more, have damage seen to, and return the error in our terms."""
+        found = error if isinstance(error, DatabaseError) else translate(error, self.path)
+        if found.problem is Problem.FOREIGN and isinstance(error, apsw.NotADBError) and self._is_ours():
+            found = DatabaseError(Problem.CORRUPT, self.path, "its header is gone")
+        if found.problem not in {Problem.FULL, Problem.TOO_SLOW}:
+            self.close()
+        if found.problem is Problem.CORRUPT:
+            _damage_reported_to(self.path, found.message)
+        return found
+
+    def _is_ours(self) -> bool:
+        return self._guard is not None and self._guard.signed
+
+    @contextmanager
+    def _sharing(self, deadline: float) -> Iterator[Guard]:
+        """Keep the file from being replaced, for one transaction."""
+        try:
+            if self._guard is None:
+                self._guard = Guard(self.path)
+            guard = self._guard
+            while not guard.try_share():
+                if self._clock() >= deadline:
+                    raise DatabaseError(Problem.REPAIRING, self.path)
+                self._sleep(_GUARD_LOOK_S)
+        except OSError as error:
+            raise from_os_error(error, self.path) from None
+        try:
+            yield guard
+        finally:
+            guard.unshare()
 
     def _transact(self, work: Callable[[apsw.Connection], Result], deadline: float) -> Result:
-        connection = self._ready_connection(deadline)
+        with self._sharing(deadline) as guard:
+            return self._transact_shared(work, self._ready_connection(deadline, guard))
+
+    def _transact_shared(self, work: Callable[[apsw.Connection], Result], connection: apsw.Connection) -> Result:
         connection.execute("BEGIN IMMEDIATE")
         self._interrupt_at = self._clock() + TRANSACTION_S_MAX
         try:
@@ -199,22 +260,28 @@ class Database:
         self._interrupt_at = math.inf
         return result
 
-    def _ready_connection(self, deadline: float) -> apsw.Connection:
+    def _ready_connection(self, deadline: float, guard: Guard) -> apsw.Connection:
         if self._connection is None:
-            self._open(deadline)
-        elif _file_identity(self.path) != self._file:
+            self._open(deadline, guard)
+        elif file_identity(self.path) != self._file:
             raise DatabaseError(Problem.REPLACED, self.path)
         if self._connection is None:
             raise RuntimeError("an opened database has no connection")
         self._connection.set_busy_timeout(self._busy_timeout_ms(deadline))
         return self._connection
 
-    def _open(self, deadline: float) -> None:
+    def _open(self, deadline: float, guard: Guard) -> None:
         require_library(self.path)
+        if os.path.exists(self.path + REPAIRING_SUFFIX):
+            interrupted = DatabaseError(Problem.REPAIRING, self.path, "a repair was interrupted")
+            _damage_reported_to(self.path, interrupted.message)
+            raise interrupted
+        if guard.signed and lost_its_file(self.path):
+            raise DatabaseError(Problem.CORRUPT, self.path, "its write-ahead log is there, its file is gone or empty")
         connection = apsw.Connection(self.path)
         try:
             connection.set_busy_timeout(self._busy_timeout_ms(deadline))
-            _refuse_foreign(connection, self.path)
+            _refuse_foreign(connection, self.path, ours=guard.signed)
             _configure(connection)
             if connection.pragma("journal_mode", "WAL") != "wal":
                 raise DatabaseError(Problem.OTHER, self.path, "no WAL on this file system")
@@ -229,7 +296,8 @@ class Database:
             connection.close(True)
             raise
         self._connection = connection
-        self._file = _file_identity(self.path)
+        self._file = file_identity(self.path)
+        guard.sign()
 
     def _busy_timeout_ms(self, deadline: float) -> int:
         return max(1, min(BUSY_TIMEOUT_MS, int((deadline - self._clock()) * 1000)))
@@ -253,9 +321,11 @@ def reading(
     """
     require_library(path)
     interrupt_at = clock() + limit_s
+    guard = _share_to_read(path)
     try:
         connection = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READONLY)
     except apsw.Error as error:
+        guard.close()
         raise translate(error, path) from None
     try:
         connection.set_busy_timeout(max(1, min(BUSY_TIMEOUT_MS, int(limit_s * 1000))))
@@ -263,11 +333,26 @@ def reading(
         connection.set_progress_handler(lambda: clock() > interrupt_at, _PROGRESS_STEPS)
         connection.execute("BEGIN")
         _refuse_foreign(connection, path)
+        guard.close()  # it has its files open: a reader that is frozen now keeps no repair waiting
         yield connection
     except apsw.Error as error:
         raise translate(error, path) from None
     finally:
+        guard.close()
         connection.close(True)
+
+
+def _share_to_read(path: str) -> Guard:
+    """Keep the file from being replaced between its opening and the first read.
+
+    Raises:
+        DatabaseError: it is being replaced.
+    """
+    guard = Guard(path, make=False)
+    if not guard.try_share() or os.path.exists(path + REPAIRING_SUFFIX):
+        guard.close()
+        raise DatabaseError(Problem.REPAIRING, path)
+    return guard
 
 
 def backoff_s(attempt: int, draw: float) -> float:
@@ -275,23 +360,20 @@ def backoff_s(attempt: int, draw: float) -> float:
     return min(BACKOFF_S_MIN * 2.0 ** min(attempt, 16), BACKOFF_S_MAX) * (0.5 + draw / 2)
 
 
-def _file_identity(path: str) -> tuple[int, int] | None:
-    try:
-        status = os.stat(path)
-    except FileNotFoundError:
-        return None
-    return status.st_dev, status.st_ino
-
-
 def _configure(connection: apsw.Connection) -> None:
     connection.pragma("cache_size", CACHE_PAGES)
     connection.pragma("temp_store", "MEMORY")
 
 
-def _refuse_foreign(connection: apsw.Connection, path: str) -> None:
+def _refuse_foreign(connection: apsw.Connection, path: str, *, ours: bool = False) -> None:
     # In this order: another process that sets up the file commits its first table and the id together.
     has_tables = connection.execute("SELECT EXISTS (SELECT 1 FROM sqlite_schema)").get
     if has_tables and connection.pragma("application_id") != APPLICATION_ID:
+        if (
+            ours
+            and connection.execute("SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE name = 'schema_versions')").get
+        ):
+            raise DatabaseError(Problem.CORRUPT, path, "its application_id has changed")
         raise DatabaseError(Problem.FOREIGN, path)
 
 

@@ -1,5 +1,6 @@
 """What can be wrong with a database, in terms that a caller can act on."""
 
+import errno
 import os
 import sys
 from enum import StrEnum
@@ -14,8 +15,11 @@ LIBRARY_VERSION_MIN: Final = (3, 51, 3)
 LIBRARY_VERSIONS_WITHDRAWN: Final = frozenset({(3, 52)})
 """Later than the minimum, yet without that repair."""
 
-_WAL_WRITE_LOCK_BYTE: Final = "120"
+_WAL_WRITE_LOCK_BYTE: Final = 120
 """Offset of the write lock in the -shm file (https://www.sqlite.org/walformat.html#locks)."""
+_PENDING_BYTE: Final = 0x40000000
+_SHARED_LAST_BYTE: Final = _PENDING_BYTE + 511
+"""The locks in the file itself: pending, reserved, and the range that readers share (os.h of SQLite)."""
 
 
 class Problem(StrEnum):
@@ -25,12 +29,16 @@ class Problem(StrEnum):
     FULL = "full"
     IO = "io"
     CORRUPT = "corrupt"
+    REPAIRING = "repairing"
     FOREIGN = "foreign"
+    NOT_A_DATABASE = "not_a_database"
     NEWER = "newer"
     READ_ONLY = "read_only"
+    MISSING = "missing"
     CANNOT_OPEN = "cannot_open"
     REPLACED = "replaced"
     TOO_SLOW = "too_slow"
+    STOPPED = "stopped"
     LIBRARY = "library"
     OTHER = "other"
 
@@ -50,13 +58,25 @@ _ANSWERS: Final[dict[Problem, tuple[ErrorCode, str, str]]] = {
     Problem.CORRUPT: (
         ErrorCode.INTEGRITY,
         "is damaged",
-        "Stop the system and restore it; keep .db and .db-wal together.",
+        "It is set aside and what can be read is saved, within seconds; `relctl health` tells what was lost.",
+    ),
+    Problem.REPAIRING: (
+        ErrorCode.BUSY,
+        "is being repaired",
+        "What can be read is being saved into a new file; try again in a moment.",
     ),
     Problem.FOREIGN: (
         ErrorCode.INTEGRITY,
         "is not a database of this system",
         "Choose another data directory, or move the file away.",
     ),
+    Problem.NOT_A_DATABASE: (
+        ErrorCode.INTEGRITY,
+        "is not an SQLite database, or is encrypted",
+        "Check the path; an encrypted database can be opened by its own program only.",
+    ),
+    Problem.MISSING: (ErrorCode.FAILED, "does not exist", "Check the path."),
+    Problem.STOPPED: (ErrorCode.DRAINING, "was left as it is: the work on it was stopped", ""),
     Problem.NEWER: (ErrorCode.FAILED, "was written by a newer release", "Update this program."),
     Problem.READ_ONLY: (ErrorCode.FAILED, "is read-only", "Check the owner and mode of the file and its directory."),
     Problem.CANNOT_OPEN: (ErrorCode.FAILED, "cannot be opened", "Check that its directory exists and belongs to you."),
@@ -98,6 +118,20 @@ class DatabaseError(LocalError):
         self.problem = problem
 
 
+def from_os_error(error: OSError, path: str) -> DatabaseError:
+    """Return the system's error with a file beside the database at `path` in our terms."""
+    problem = {
+        errno.ENOSPC: Problem.FULL,
+        errno.EDQUOT: Problem.FULL,
+        errno.EROFS: Problem.READ_ONLY,
+        errno.EACCES: Problem.READ_ONLY,
+        errno.EPERM: Problem.READ_ONLY,
+        errno.ENOENT: Problem.CANNOT_OPEN,
+        errno.ENOTDIR: Problem.CANNOT_OPEN,
+    }.get(error.errno or 0, Problem.IO)
+    return DatabaseError(problem, path, error.strerror or str(error))
+
+
 def require_library(path: str, version: str | None = None) -> None:
     """Refuse a SQLite that can corrupt what it opens; `path` is for the message.
 
@@ -121,20 +155,38 @@ def translate(error: apsw.Error, path: str) -> DatabaseError:
 
 
 def write_lock_holder(path: str) -> int | None:
-    """Return the pid of the process that holds the write lock of the database at `path`; None where that is unknown."""
+    """Return the pid of the process that keeps writers out of the database at `path`; None where that is unknown.
+
+    That is who holds the write lock of the write-ahead log; of a database without one, who writes it, else who reads
+    it.
+    """
     if sys.platform != "linux":
         return None
     try:
-        inode = str(os.stat(f"{path}-shm").st_ino)
+        inodes = {str(os.stat(path).st_ino): False}
+        if os.path.exists(f"{path}-shm"):
+            inodes[str(os.stat(f"{path}-shm").st_ino)] = True
         with open("/proc/locks", encoding="ascii") as file:
-            for line in file:
-                # 1: POSIX  ADVISORY  WRITE 11656 fe:00:1441796 120 120; a waiter's line has -> before POSIX
-                parts = line.replace("-> ", "").split()
-                if parts[3] == "WRITE" and parts[5].rpartition(":")[2] == inode and parts[6] == _WAL_WRITE_LOCK_BYTE:
-                    return int(parts[4])
+            lines = file.read().splitlines()
     except OSError:
         return None
-    return None
+    writer = reader = None
+    for line in lines:
+        # 1: POSIX  ADVISORY  WRITE 11656 fe:00:1441796 120 120; a waiter's line has -> before POSIX
+        parts = line.replace("-> ", "").split()
+        is_log = inodes.get(parts[5].rpartition(":")[2])
+        if is_log is None or parts[1] != "POSIX":
+            continue
+        first = int(parts[6])
+        if is_log:
+            if first == _WAL_WRITE_LOCK_BYTE and parts[3] == "WRITE":
+                return int(parts[4])
+        elif _PENDING_BYTE <= first <= _SHARED_LAST_BYTE and len(inodes) == 1:
+            if parts[3] == "WRITE":
+                writer = int(parts[4])
+            else:
+                reader = int(parts[4])
+    return writer or reader
 
 
 def describe_holder(path: str) -> str:

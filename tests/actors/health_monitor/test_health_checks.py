@@ -16,6 +16,7 @@ from actors.health_monitor.checks import (
     disk_spec,
     machine_checks,
     memory_spec,
+    recent_repair,
     size,
 )
 from actors.health_monitor.config import HealthConfig
@@ -23,6 +24,7 @@ from actors.health_monitor.core import CheckSpec, HealthCore, Observation, Statu
 from actors.health_monitor.queries import read_history
 from actors.health_monitor.store import SCHEMA, HealthStore, HistoryRow
 from actors.runtime.database import Database
+from actors.runtime.database_repair import Repair
 from tests.actors.conftest import resize
 
 HOLDER = """
@@ -120,6 +122,18 @@ def test_the_database_is_written_and_read(tmp_path: Path) -> None:
         assert found.status is Status.OK
         assert found.unit == "s"
         assert "written in" in found.message
+
+
+def test_a_repair_of_the_database_is_a_warning_for_a_week(tmp_path: Path) -> None:
+    path = str(tmp_path / "reliability.db")
+    check = DatabaseCheck(path, 1.0)
+    check()
+    Repair(path, None, lambda: False, lambda *_, **__: None).run("a test", certain=True)
+    assert check().status is Status.CRITICAL, "the file that it had open is another one now"
+    found = check()
+    assert found.status is Status.WARNING
+    assert "0 rows lost; the damaged file is kept as reliability.db.damaged-" in found.message
+    assert recent_repair(path, time.time_ns() // 1_000_000 + 8 * 86_400_000) == ""
 
 
 def test_a_locked_database_is_critical_and_names_the_holder(tmp_path: Path) -> None:

@@ -286,6 +286,10 @@ def test_a_file_removed_while_in_use_is_noticed_and_made_anew(database: Database
     with pytest.raises(DatabaseError) as caught:
         database.write(add("refused"))
     assert caught.value.problem is Problem.REPLACED
+    with pytest.raises(DatabaseError, match="its write-ahead log is there") as caught:
+        database.write(add("would have SQLite delete the log"))
+    assert caught.value.problem is Problem.CORRUPT
+    Path(f"{path}-wal").unlink()
     database.write(add("anew"))
     assert notes(path) == ["anew"]
 
