@@ -218,7 +218,7 @@ class _Check:
 def next_multiple(now: float, interval_s: float) -> float:
     """Return when something is due that recurs: at full multiples, when the loop ticks as well.
 
-    Otherwise what is due a hair after a tick would wait for the next one, and each thing would have a wake-up to itself.
+    Otherwise what is due a hair after a tick would wait for the next, and each thing would have a wake-up to itself.
     """
     return (now // interval_s + 1) * interval_s
 
