@@ -5,6 +5,7 @@ checkpointer moves the WAL into the database) and `upkeep` (the filer writes the
 their own, so that none waits for another's disk.
 """
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -14,8 +15,9 @@ from actors.event_logger.filer import Filer
 from actors.event_logger.journals import JournalDrain
 from actors.event_logger.queries import query, read_restarts, restart_status
 from actors.event_logger.reading import Reading
-from actors.event_logger.records import derived_id, parse_event, parse_events
+from actors.event_logger.records import derived_id, parse_event, parse_events, parse_restart
 from actors.event_logger.rows import parse_rows
+from actors.event_logger.spooled import Spooled
 from actors.event_logger.store import SCHEMA, EventStore
 from actors.event_logger.upkeep import Filing, Retention
 from actors.event_logger.wal_keeping import WalKeeping
@@ -56,6 +58,14 @@ _EVENT: Final = {
 }
 
 
+_RESTART: Final = {
+    "name": "str of the program",
+    "reason": "str",
+    "exit_code": "int?",
+    "id": _EVENT["id"],
+    "timestamp": "str? RFC 3339",
+    "timestamp_ms": "int? since 1970 UTC, instead of timestamp",
+}
 _ROWS: Final = (
     "Write events, all of them at once, from one raw frame: msgpack, an array of rows [id (16 bytes), timestamp_ms,"
     " severity_number, component, event_type, message, attributes (text of a JSON object)]. Answers seqs, null for an"
@@ -86,6 +96,15 @@ class EventLogger(Actor):
         self._writing = Writing(
             store, JournalDrain(journal_dir, store), budget, wall_ms, self._note, self._wal.committed
         )
+        self._spooled = Spooled(
+            store,
+            os.path.dirname(path),
+            os.path.dirname(journal_dir),
+            wall_ms,
+            self._writing.submit,
+            self._note,
+            self._writing.on_stored,
+        )
         self._reading = Reading(path)
         self._filing = Filing(Filer(path, store.files))
         self._retention = Retention(store, (events or EventsConfig()).retention_days, self._writing.submit)
@@ -102,6 +121,9 @@ class EventLogger(Actor):
                 "emit_many", "Write events, all of them at once.", {"events": "list of maps as emit"}, self._emit_many
             ),
             Operation("emit_rows", _ROWS, {}, self._emit_rows),
+            Operation(
+                "record_restart", "Write that a program was restarted by others.", _RESTART, self._record_restart
+            ),
             Operation("query", "Return events.", _FILTERS, self._query),
             Operation("search", "Return events that contain a text.", search, self._query),
             Operation("restart_status", "Return restarts and budgets.", {"name": "str?"}, self._restart_status),
@@ -110,12 +132,13 @@ class EventLogger(Actor):
     def on_start(self, context: Context) -> None:
         """Begin; the first drain opens the database."""
         self._context = context
-        for part in (self._writing, self._reading, self._wal, self._filing):
+        for part in (self._writing, self._spooled, self._reading, self._wal, self._filing):
             part.start(context)
 
     def on_tick(self, context: Context, now: float) -> None:
         """Drain what the journals have, checkpoint when it is due, tell followers where the log ends."""
         self._writing.tick(now)
+        self._spooled.tick(now)
         self._filing.tick(now, self._writing.last_seq)
         self._retention.tick(now)
         self._wal.tick(now)
@@ -138,6 +161,7 @@ class EventLogger(Actor):
                 "pending": self._writing.pending_events,
                 **self._filing.status(),
             },
+            "spool": self._spooled.status(),
             "reads": self._reading.status(),
             "journal_entries_refused": self._writing.refused_entries,
         }
@@ -154,6 +178,10 @@ class EventLogger(Actor):
         if len(request.raw) != 1:
             raise ProtocolError("emit_rows takes one raw frame, of rows")
         return self._writing.accept(parse_rows(request.raw[0]), request)
+
+    def _record_restart(self, request: Request) -> object:
+        entry = parse_restart(request.arguments, derived_id(request.id), self._wall_ms())
+        return self._writing.record(entry, request)
 
     def _query(self, request: Request) -> object:
         return self._reading.answer(request, query, request.arguments)
@@ -184,6 +212,7 @@ class EventLogger(Actor):
 
     def _stop(self) -> Iterator[bool]:
         """The steps of a stop; each turn of the loop looks whether the present one is over."""
+        self._spooled.stop()
         while self._is_working():
             yield False
         self._writing.drain()
@@ -197,4 +226,4 @@ class EventLogger(Actor):
             yield False
 
     def _is_working(self) -> bool:
-        return not (self._writing.idle and self._wal.idle and self._filing.idle)
+        return not (self._writing.idle and self._spooled.idle and self._wal.idle and self._filing.idle)

@@ -249,6 +249,27 @@ def parse_journal_entries(entries: Iterable[dict[str, Any]]) -> tuple[list[Journ
     return parsed, refused
 
 
+def parse_restart(fields: dict[str, Any], default_id: bytes, now_ms: int) -> JournalEntry:
+    """Parse the arguments of `record_restart`: name, reason, and perhaps exit_code and timestamp.
+
+    Raises:
+        ProtocolError: `bad_request` or `too_large`, naming the argument.
+    """
+    restart = Restart(
+        id=default_id if fields.get("id") is None else parse_id(fields["id"]),
+        timestamp_ms=_event_time_ms(fields, now_ms),
+        name=_text(fields, "name", NAME_CHARACTERS_MAX),
+        incarnation=0,
+        reason=_text(fields, "reason", MESSAGE_CHARACTERS_MAX),
+        exit_code=_integer(fields, "exit_code"),
+        signal=None,
+        charged=False,
+        manual=False,
+        evidence="",
+    )
+    return JournalEntry(_restart_event(restart), restart=restart)
+
+
 def event_document(seq: int, event: Event) -> dict[str, Any]:
     """Return an event as others see it: in replies, publications and on relctl's output."""
     return {

@@ -11,8 +11,8 @@ from typing import Any, Final
 
 from actors.event_logger.core import ATTEMPT_PATIENCE_S, GroupCommit, Pending, PublishBudget
 from actors.event_logger.journals import Drained, JournalDrain
-from actors.event_logger.records import Event, event_document, topic_of
-from actors.event_logger.store import EventStore, Stored
+from actors.event_logger.records import Event, JournalEntry, event_document, topic_of
+from actors.event_logger.store import DrainBatch, EventStore, Stored
 from actors.runtime.actor import Context
 from actors.runtime.database import DISK_LEASE_S
 from actors.runtime.database_problem import DatabaseError, Problem
@@ -92,6 +92,13 @@ class Writing:
             self._published_seq = self.last_seq
             self._context.publish(STATE_TOPIC, {"last_seq": self.last_seq})
 
+    def record(self, entry: JournalEntry, request: Request) -> object:
+        """Write an entry that is more than an event; `request` is answered when it is committed."""
+        done = partial(self._on_recorded, request)
+        batch = DrainBatch([entry], (), ())
+        self.submit("commit a record", done, self._store.drain, batch, ATTEMPT_PATIENCE_S)
+        return DEFERRED
+
     def drain(self) -> None:
         """Take in what the journals have, whether or not they have grown."""
         self._submit_drain({})
@@ -118,12 +125,20 @@ class Writing:
             results = iter(outcome)
             for pending in group:
                 _acknowledge(pending.waiter, list(islice(results, len(pending.events))))
-            self._on_stored(outcome)
+            self.on_stored(outcome)
         self._pump()
 
     def submit(self, what: str, on_done: Callable[[Any], None], function: Callable[..., Any], *arguments: Any) -> None:
         """Run ``function(*arguments)`` on the thread that writes, behind what was submitted before."""
         self._context.submit(function, *arguments, what=what, on_done=on_done, lease_cap_s=DISK_LEASE_S)
+
+    def _on_recorded(self, request: Request, outcome: Any) -> None:
+        self._note(outcome)
+        if isinstance(outcome, DatabaseError):
+            request.fail(outcome.code, outcome.message, outcome.hint)
+        else:
+            _acknowledge(request, outcome)
+            self.on_stored(outcome)
 
     # --- journals ---
 
@@ -149,11 +164,11 @@ class Writing:
             self._drain_again_at = 0.0
             self._drained_sizes = None if outcome.more else sizes
             self.refused_entries += outcome.refused
-            self._on_stored(outcome.stored)
+            self.on_stored(outcome.stored)
 
     # --- followers ---
 
-    def _on_stored(self, stored: Sequence[Stored]) -> None:
+    def on_stored(self, stored: Sequence[Stored]) -> None:
         """Take in a commit: how far the log goes now, and what followers may be sent."""
         new = [(item.seq, item.event) for item in stored if item.new and item.seq is not None]
         if not new:
