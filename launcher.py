@@ -107,6 +107,7 @@ def _settings(options: Options) -> Settings:
         evidence_files_max=sections["watchdog"].evidence_files_max,
         definitions=definitions(),
         started_at=STARTED_AT,
+        sections=sections,
     )
 
 

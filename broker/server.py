@@ -91,6 +91,7 @@ class Server:
 
     def _leave(self) -> None:
         """Say what is left to say, and take the sockets away."""
+        self._report(time.monotonic())
         self._set_state(ProcessState.STOPPING)
         if self._runtime.board.stopping:
             self._control.drain_and_refuse()

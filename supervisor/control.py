@@ -23,6 +23,8 @@ LINE_BYTES_MAX: Final = 16 * 1024
 IDLE_S_MAX: Final = 10.0
 """A connection that has asked nothing for so long is closed."""
 TCP_PREFIX: Final = "tcp:"
+REFUSALS_INTERVAL_S: Final = 30.0
+"""Refused clients are told of once in so long."""
 _USER_CHARACTERS_MAX: Final = 64
 _RECEIVE_BYTES: Final = 4096
 
@@ -46,10 +48,37 @@ class Request:
     fail: Callable[[ReliabilityError], None]
 
 
+class Refusals:
+    """Sums up refused clients for the audit trail: whoever knocks in a loop makes one event in a while, not thousands.
+
+    Pure: counts and monotonic times are arguments.
+    """
+
+    def __init__(self) -> None:
+        """Begin with none told."""
+        self._told = 0
+        self._next_at = 0.0
+
+    def due(self, count: int, now: float) -> int:
+        """Return how many of `count` are to be told of now; 0 for nothing."""
+        if count == self._told or now < self._next_at:
+            return 0
+        self._next_at = now + REFUSALS_INTERVAL_S
+        return self.rest(count)
+
+    def rest(self, count: int) -> int:
+        """Return how many of `count` have not been told of; now they are."""
+        untold, self._told = count - self._told, count
+        return untold
+
+
 class ControlServer:
     """Serves the connections of one listening socket through somebody else's selector.
 
     The selector's `data` for each descriptor is a callable of (mask, now).
+
+    Attributes:
+        refused: connections and requests of somebody who may not, or that were no requests.
     """
 
     def __init__(
@@ -65,6 +94,7 @@ class ControlServer:
         self._selector = selector
         self._handle = handle
         self._connections: set[_Connection] = set()
+        self.refused = 0
         listener.setblocking(False)
         selector.register(listener, selectors.EVENT_READ, self._accept)
 
@@ -96,6 +126,7 @@ class ControlServer:
         uid = _peer_uid(accepted)
         if len(self._connections) >= CONNECTIONS_MAX or (uid is not None and uid not in {0, os.geteuid()}):
             accepted.close()
+            self.refused += 1
             return
         connection = _Connection(accepted, uid, now, self)
         self._connections.add(connection)
@@ -139,6 +170,7 @@ class _Connection:
         self.active_at = now
         self._received += data
         if not data or len(self._received) > LINE_BYTES_MAX:
+            self._server.refused += bool(data)
             self.close()
         elif b"\n" in self._received and not self.waits_for_us:
             line, _, self._received = self._received.partition(b"\n")
@@ -156,6 +188,7 @@ class _Connection:
         try:
             request = self._parsed(line)
         except ReliabilityError as error:
+            self._server.refused += 1
             self._fail(error)
             return
         self._server.handle(request)

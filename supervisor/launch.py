@@ -11,6 +11,7 @@ from protocol.errors import EXIT_FAILED, EXIT_OK, ErrorCode, LocalError
 from protocol.names import LAUNCHER
 from protocol.severity import Severity
 from supervisor import ground
+from supervisor.configuration import tell_configuration
 from supervisor.ground import Ground, StoppedError
 from supervisor.model import Say
 from supervisor.port import ProcessControl
@@ -51,6 +52,8 @@ def _run_once(settings: Settings, signals: Signals) -> int:
 
     try:
         shell = Shell(pinned, taken, _process_control(taken, drop_inherited), signals)
+        if not settings.successor:
+            tell_configuration(settings, Records(taken.runtime_dir))
         return shell.run()
     except OverBudgetError:
         return EXIT_FAILED

@@ -1,7 +1,8 @@
 """What the composition root hands over: which processes there are, and how they are supervised."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from actors.runtime.config import SupervisionConfig
 from actors.runtime.liveness import ProcessKind
@@ -43,6 +44,7 @@ class Settings:
         evidence_files_max: pieces of evidence that are kept.
         definitions: the processes, in the order of starting.
         started_at: monotonic time at which this launcher began.
+        sections: every section of the configuration, by name, for the audit trail.
     """
 
     data_dir: str
@@ -54,6 +56,7 @@ class Settings:
     evidence_files_max: int
     definitions: Sequence[Definition]
     started_at: float
+    sections: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def budget(self) -> Budget:

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from actors.runtime import paths
+from actors.runtime.control_client import caller_name
 from actors.runtime.identity import boot_id, own_identity
 from actors.runtime.journal import new_entry
 from actors.runtime.liveness import LAUNCHER_SLOT, ProcessRecord, ProcessState
@@ -22,7 +23,7 @@ from protocol.errors import ErrorCode, LocalError, ReliabilityError
 from protocol.names import BROKER, LAUNCHER
 from protocol.severity import Severity
 from supervisor import console
-from supervisor.control import ControlServer, Request, listen_local, listen_tcp
+from supervisor.control import ControlServer, Refusals, Request, listen_local, listen_tcp
 from supervisor.copies import DurableCopies
 from supervisor.core import Supervisor
 from supervisor.fleet import Fleet
@@ -54,7 +55,7 @@ from supervisor.watch import Watch
 
 READINESS_POLL_S: Final = 0.005
 """How often the board is read while a process starts."""
-CALM_S: Final = 0.02
+CALM_S: Final = 0.005
 """How long after the last start what is not urgent goes on waiting: the started one is answering its first requests."""
 EXIT_POLL_S: Final = 0.1
 """How often processes are looked at whose exit wakes nobody up."""
@@ -103,6 +104,7 @@ class Shell:
         late_turn_s = settings.supervision.tick_s * LATE_TURN_TICKS
         self._core = Supervisor.of(settings.specs(), self._taken.remembered, late_turn_s)
         self._server = self._open_control()
+        self._refusals = Refusals()
         self._effects: deque[Effect] = deque()
         self._prepared = False
         self._downs: list[Request] = []
@@ -181,12 +183,19 @@ class Shell:
 
     def _tick(self, now: float) -> None:
         self._server.expire(now)
+        self._tell_refused(self._refusals.due(self._server.refused, now))
         for hung in self._watch.tick(now, time.time(), self._core.judges()):
             self._do(self._core.judged_hung(hung.name, hung.incarnation, hung.cause, hung.evidence, now))
+
+    def _tell_refused(self, count: int) -> None:
+        if count:
+            message = f"refused on the control socket: {count} times somebody who may not, or no request at all"
+            self._records.say(Say(Severity.WARN, "clients_refused", message, LAUNCHER), count=count)
 
     def _leave(self) -> None:
         """Remove what is left of the launcher itself: sockets, board, and whatever is no history."""
         self._server.close()
+        self._tell_refused(self._refusals.rest(self._server.refused))
         self._port.dismiss()
         end = time.monotonic() + FAREWELL_S
         self._copies.poll()
@@ -403,7 +412,9 @@ class Shell:
         mode = "portable ports" if self._ground.portable else "POSIX ports"
         message = f"launcher {self._own.incarnation} began with {mode}; {len(taken.running)} processes were running"
         severity = Severity.NOTICE if taken.running else Severity.INFO
-        self._records.say(Say(severity, "launcher_started", message, LAUNCHER), successor=self._settings.successor)
+        user = "" if self._settings.successor else caller_name() or "an unnamed user"
+        said = Say(severity, "launcher_started", f"{message}; started by {user or 'a survivor'}", LAUNCHER)
+        self._records.say(said, successor=self._settings.successor, user=user)
         if taken.predecessor is not None:
             recovery_s = max(0.0, time.monotonic() - taken.predecessor_seen_at)
             self._records.recovery(RecordRecovery(LAUNCHER, taken.predecessor.incarnation, recovery_s))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from protocol.errors import ErrorCode, LocalError
-from supervisor.control import CONNECTIONS_MAX, IDLE_S_MAX, LINE_BYTES_MAX, ControlServer, Request, listen_tcp
+from supervisor.control import CONNECTIONS_MAX, IDLE_S_MAX, LINE_BYTES_MAX, ControlServer, Refusals, Request, listen_tcp
 from supervisor.control import listen_local as listen
 
 TOKEN = b"t" * 32
@@ -206,3 +206,28 @@ def test_the_port_of_an_earlier_run_is_taken_again_if_it_is_free() -> None:
     assert again == address
     for listener in (second, third):
         listener.close()
+
+
+def test_who_may_not_and_what_is_no_request_are_counted(local: tuple[Desk, Callable[[], socket.socket]]) -> None:
+    desk, connect = local
+    client = connect()
+    ask(client, op="ping")
+    desk.turn()
+    assert "ok" in answer(client)
+    assert desk.server.refused == 0
+    for line in (b"nonsense\n", b"[]\n", b"x" * (LINE_BYTES_MAX + 10)):
+        client = connect()
+        client.sendall(line)
+        desk.turn()
+    assert desk.server.refused == 3
+
+
+def test_refusals_are_told_as_sums_once_in_a_while_and_none_is_left_out() -> None:
+    refusals = Refusals()
+    assert refusals.due(0, 0.0) == 0
+    assert refusals.due(3, 1.0) == 3, "the first at once"
+    assert [refusals.due(count, 1.0 + count) for count in range(4, 20)] == [0] * 16
+    assert refusals.due(20, 31.0) == 17
+    assert refusals.due(20, 100.0) == 0
+    assert refusals.rest(25) == 5
+    assert refusals.rest(25) == 0
