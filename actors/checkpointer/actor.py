@@ -12,8 +12,17 @@ from typing import Any, Final
 from actors.checkpointer.config import CheckpointsConfig
 from actors.checkpointer.core import parse_name, parse_run, parse_save
 from actors.checkpointer.payloads import Damaged, PayloadFiles
-from actors.checkpointer.queries import LISTED_DEFAULT, LISTED_MAX, Found, list_checkpoints, read_one, recover
-from actors.checkpointer.spooled import BATCH_BYTES_MAX, OP_BEGIN, OP_END, Drained, parse_run_change, take_in
+from actors.checkpointer.queries import (
+    LISTED_DEFAULT,
+    LISTED_MAX,
+    OP_BEGIN,
+    OP_END,
+    Found,
+    list_checkpoints,
+    read_one,
+    recover,
+)
+from actors.checkpointer.spooled import BATCH_BYTES_MAX, Drained, parse_run_change, take_in
 from actors.checkpointer.store import SCHEMA, CheckpointStore, Opened, Outcome, RunChange, Unsettled
 from actors.runtime.actor import Actor, Context
 from actors.runtime.database import DISK_LEASE_S, Database, Synchronous

@@ -12,19 +12,15 @@ import time
 from typing import BinaryIO
 
 from actors.checkpointer.core import parse_name
-from actors.checkpointer.queries import read_one, recover
-from actors.checkpointer.spooled import overlay
-from actors.runtime.spool_reader import peek
+from actors.checkpointer.queries import read_one, read_spooled, recover
 from protocol.errors import ReliabilityError
-from protocol.names import CHECKPOINTER
 
 
 def main(arguments: list[str], output: BinaryIO) -> int:
     """Answer one question; returns the exit code."""
     try:
         data_dir, op, name, *rest = arguments
-        entries = [entry for entry in peek(data_dir, CHECKPOINTER) if entry.arguments.get("name") == name]
-        spooled = overlay(parse_name(name), entries, time.time_ns() // 1_000_000)
+        spooled = read_spooled(data_dir, parse_name(name), time.time_ns() // 1_000_000)
         if op == "recover":
             found = recover(data_dir, name, bytes.fromhex(rest[0]) if rest else None, spooled)
         else:

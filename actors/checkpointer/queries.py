@@ -19,14 +19,23 @@ from actors.checkpointer.core import (
     Runs,
     Save,
     broken_links,
+    parse_holder,
+    parse_run,
+    parse_save,
 )
 from actors.checkpointer.payloads import Damaged, PayloadFiles, decode, digest
 from actors.runtime.database import READ_S_MAX, reading
 from actors.runtime.database_problem import DatabaseError, Problem
 from actors.runtime.identity import ProcessIdentity
 from actors.runtime.paths import DATABASE_FILE
-from protocol.errors import ErrorCode, LocalError
+from actors.runtime.spool_reader import peek
+from protocol.errors import ErrorCode, LocalError, ProtocolError
+from protocol.names import CHECKPOINTER
 
+OP_SAVE: Final = "save"
+OP_BEGIN: Final = "begin_run"
+OP_END: Final = "end_run"
+"""The calls that clients spool."""
 LISTED_DEFAULT: Final = 200
 LISTED_MAX: Final = 500
 """Checkpoints in one answer."""
@@ -122,7 +131,7 @@ def recover(data_dir: str, name: str, run: bytes | None, spooled: Sequence[Spool
     """Return the state that an application gets back: see `core`.
 
     Raises:
-        DatabaseError: the database cannot be read.
+        DatabaseError: the database cannot be read, and nothing is spooled.
     """
     files = PayloadFiles(data_dir)
     try:
@@ -131,7 +140,8 @@ def recover(data_dir: str, name: str, run: bytes | None, spooled: Sequence[Spool
                 return _recover(None, files, name, run, spooled)
             return _recover(connection, files, name, run, spooled)
     except DatabaseError as error:
-        if error.problem is not Problem.CANNOT_OPEN or os.path.exists(_database(data_dir)):
+        missing = error.problem is Problem.CANNOT_OPEN and not os.path.exists(_database(data_dir))
+        if not missing and not any(item.save for item in spooled):
             raise
     return _recover(None, files, name, run, spooled)
 
@@ -144,11 +154,10 @@ def read_one(data_dir: str, name: str, seq: int | None = None, spooled: Sequence
     """
     files = PayloadFiles(data_dir)
     found = Found("asked")
-    if seq is None:
-        for item in reversed(spooled):
-            if item.save is not None:
-                found.checkpoint, found.payload = _of_spool(item.save), item.save.payload
-                return found
+    states = [item.save for item in spooled if item.save is not None]
+    if seq is None and states:
+        found.checkpoint, found.payload = _of_spool(states[-1]), states[-1].payload
+        return found
     with reading(_database(data_dir), READ_S_MAX) as connection:
         if _has_tables(connection):
             condition, values = ("TRUE", (name,)) if seq is None else ("seq = ?", (name, seq))
@@ -191,6 +200,31 @@ def list_checkpoints(
             "checkpoints": documents,
             "names": [_name_document(connection, item) for item in names],
         }
+
+
+def read_spooled(data_dir: str, name: str | None, now_ms: int) -> list[Spooled]:
+    """Return what waits in the spool, of `name` alone if that is given; what is wrong is passed over.
+
+    Args:
+        data_dir: of the system.
+        name: an application.
+        now_ms: when states were taken that do not tell.
+    """
+    found = []
+    for entry in peek(data_dir, CHECKPOINTER):
+        arguments = entry.arguments
+        if name is not None and arguments.get("name") != name:
+            continue
+        try:
+            if entry.op == OP_SAVE:
+                save = parse_save(entry.id, arguments, entry.raw, now_ms, acknowledged=True)
+                found.append(Spooled(save.run, save))
+            elif entry.op in {OP_BEGIN, OP_END}:
+                run, holder = parse_run(arguments.get("run")), parse_holder(arguments)
+                found.append(Spooled(run, holder=holder, ends=entry.op == OP_END))
+        except ProtocolError:
+            continue
+    return found
 
 
 def chain_problems(data_dir: str, name: str) -> list[int]:

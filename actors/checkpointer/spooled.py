@@ -5,16 +5,13 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from actors.checkpointer.core import Save, parse_holder, parse_name, parse_run, parse_save
-from actors.checkpointer.queries import Spooled
+from actors.checkpointer.queries import OP_BEGIN, OP_END, OP_SAVE
 from actors.checkpointer.store import CheckpointStore, Outcome, RunChange
 from protocol.errors import ReliabilityError
 from protocol.limits import MIB
 
 BATCH_BYTES_MAX: Final = 16 * MIB
 """Read at once, and committed together."""
-OP_SAVE: Final = "save"
-OP_BEGIN: Final = "begin_run"
-OP_END: Final = "end_run"
 
 
 class Entry(Protocol):
@@ -88,24 +85,6 @@ def parse_run_change(op: str, arguments: dict[str, Any]) -> RunChange:
     if run is None or op not in {OP_BEGIN, OP_END}:
         raise ReliabilityError("bad_request", f"{op!r} without a run")
     return RunChange(parse_name(arguments.get("name")), run, parse_holder(arguments), ends=op == OP_END)
-
-
-def overlay(name: str, entries: Sequence[Entry], now_ms: int) -> list[Spooled]:
-    """Return what of `entries` is about `name`, for who reads beside the owner; what is wrong is passed over."""
-    found = []
-    for entry in entries:
-        if entry.arguments.get("name") != name:
-            continue
-        try:
-            if entry.op == OP_SAVE:
-                save = parse_save(entry.id, entry.arguments, entry.raw, now_ms, acknowledged=True)
-                found.append(Spooled(save.run, save))
-            else:
-                change = parse_run_change(entry.op, entry.arguments)
-                found.append(Spooled(change.run, holder=change.holder, ends=change.ends))
-        except ReliabilityError:
-            continue
-    return found
 
 
 def _save(store: CheckpointStore, saves: Sequence[Save], drained: Drained) -> None:

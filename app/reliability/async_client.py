@@ -67,6 +67,13 @@ class AsyncClient:
         for key in [key for key in self._lines if key[:2] == here]:
             self._lines.pop(key).close()
 
+    def __del__(self) -> None:
+        """Close what was forgotten, as sockets complain that nobody did; a forking parent's are left alone."""
+        lines: dict[tuple[int, asyncio.AbstractEventLoop, Lane], _Line] = getattr(self, "_lines", {})
+        for key, line in lines.items():
+            if key[0] == os.getpid():
+                line.close()
+
     async def __aenter__(self) -> Self:
         """Return the client."""
         return self

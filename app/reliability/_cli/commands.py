@@ -21,6 +21,8 @@ COMMANDS: Final = {
     "logs": "logs",
     "search": "logs",
     "emit": "emit",
+    "checkpoint-info": "checkpoints",
+    "checkpoint": "checkpoints",
     "restart-status": "restarts",
     "diagnostics": "diagnostics",
     "restart": "control",

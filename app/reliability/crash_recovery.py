@@ -1,0 +1,542 @@
+"""Checkpoints of an application's state, and what a crash leaves of it.
+
+    manager = CrashRecoveryManager()
+    await manager.start()
+    state = await manager.recover_from_crash() or fresh_state()
+    await manager.create_checkpoint(state=state)      # from now on every 30 s by itself as well
+    ...
+    await manager.stop()                              # a clean stop: nothing to recover from
+
+**States** are whatever msgpack holds, up to 64 MiB: maps, lists, texts, bytes, whole numbers of 64 bits, floats, truth
+values and None. Tuples come back as lists. A state is taken as it is at the moment of the call.
+
+**Names** tell applications apart. By default it is the main program's: the module of ``python -m``, else the name of
+the script without ``.py``. A name belongs to the run that began last, as long as its process lives and has not stopped:
+an older run is refused meanwhile. So every worker process of an application needs a name of its own.
+
+**Whether the system runs or not**, a checkpoint that was created survives the death of every process: where the
+checkpointer does not answer in time it goes to the local spool, and is taken in later, in its order. Once it has a
+`seq` it survives a power cut as well. What is recovered while nobody answers is read from the files by a child process.
+"""
+
+# ruff: noqa: ASYNC109 - `timeout` is part of the published signatures, and travels with the request as its deadline
+
+import asyncio
+import inspect
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final, Self
+
+import msgpack
+
+from actors.runtime.identity import own_identity
+from actors.runtime.paths import data_directory
+from actors.runtime.spool import SpoolWriter
+from actors.runtime.transport import Lane
+from app.reliability.async_client import AsyncClient
+from protocol.errors import ErrorCode, LocalError, NotDurable, ReliabilityError
+from protocol.limits import KIB, MIB
+from protocol.names import CHECKPOINTER, EVENT_LOGGER, NAME_LENGTH_MAX, is_valid_name
+
+__all__ = ["Checkpoint", "CrashRecoveryManager", "Recovery", "StateError", "default_name"]
+
+INTERVAL_DEFAULT_S: Final = 30.0
+TIMEOUT_DEFAULT_S: Final = 10.0
+STATE_BYTES_MAX: Final = 64 * MIB
+ANSWER_S: Final = 1.0
+"""How long the checkpointer has to answer before a small state goes to the spool."""
+ANSWER_BYTES_PER_S: Final = 16 * MIB
+"""A large one may take this much longer."""
+RECOVERY_ANSWER_S: Final = 2.5
+"""How long it has to answer before the files are read."""
+COMPARED_BYTES_MAX: Final = 8 * MIB
+"""The last state is kept for comparison up to this size; of a larger one its digest."""
+CONTROL_LANE_BYTES_MAX: Final = 128 * KIB
+NESTING_MAX: Final = 500
+_OFFLINE: Final = "actors.checkpointer.offline"
+
+_ABSENT: Final = frozenset(
+    {
+        ErrorCode.BROKER_DOWN,
+        ErrorCode.BROKER_HUNG,
+        ErrorCode.NOT_RUNNING,
+        ErrorCode.SERVICE_MISSING,
+        ErrorCode.SERVICE_UNKNOWN,
+        ErrorCode.BUSY,
+        ErrorCode.DEADLINE_PASSED,
+        ErrorCode.DRAINING,
+        ErrorCode.LOCKED,
+        ErrorCode.FAILED,
+        ErrorCode.INTEGRITY,
+    }
+)
+"""Nobody answered, or the checkpointer cannot write now. The other errors are the call's own."""
+
+StateCallback = Callable[[], Any] | Callable[[], Awaitable[Any]]
+
+
+class StateError(LocalError):
+    """A state cannot be kept: msgpack cannot hold it, or it is too large. Nothing was written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint that was created.
+
+    Attributes:
+        id: of the request that made it.
+        name: the application.
+        seq: its number; None while it is only spooled.
+        bytes: of the state, encoded.
+        unchanged: the newest checkpoint held this state already.
+        spooled: it waits in the local spool.
+    """
+
+    id: str
+    name: str
+    seq: int | None
+    bytes: int
+    unchanged: bool = False
+    spooled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """What the last `recover_from_crash` found.
+
+    Attributes:
+        reason: `crash`, `same_run`, `clean_stop` or `nothing`.
+        seq: number of the checkpoint returned; None if none, or if it is only spooled.
+        timestamp: when that was taken, RFC 3339; None if none was.
+        skipped: (seq, problem) of newer ones that were passed over because they are damaged.
+        offline: it was read from the files, as nobody answered.
+    """
+
+    reason: str
+    seq: int | None
+    timestamp: str | None
+    skipped: tuple[tuple[int, str], ...]
+    offline: bool
+
+
+class _Missing:
+    """The type of `_MISSING`."""
+
+
+_MISSING: Final = _Missing()
+
+
+class CrashRecoveryManager:
+    """Keeps the state of one application; for the coroutines of one event loop.
+
+    Attributes:
+        name: the application.
+        interval_s: pause between automatic checkpoints.
+        last_checkpoint: the newest one that was created.
+        last_recovery: what the last recovery found.
+        last_error: why the last automatic checkpoint failed; None if it did not.
+    """
+
+    def __init__(
+        self,
+        name: str | None = None,
+        data_dir: str | os.PathLike[str] | None = None,
+        *,
+        interval_s: float = INTERVAL_DEFAULT_S,
+        callback: StateCallback | None = None,
+    ) -> None:
+        """Name the application and its system; nothing is opened.
+
+        Args:
+            name: 1 to 48 letters, digits or one of ``_ . -``; see the module for the default.
+            data_dir: of the system; else RELCTL_DATA_DIR, else ./data.
+            interval_s: pause between automatic checkpoints.
+            callback: see `register_callback`.
+
+        Raises:
+            LocalError: `usage`, the name or the interval is none.
+        """
+        self.name = default_name() if name is None else name
+        if not is_valid_name(self.name):
+            hint = f"A name is 1 to {NAME_LENGTH_MAX} letters, digits or one of _ . -"
+            raise LocalError(ErrorCode.USAGE, f"{self.name!r} is no name for an application", hint)
+        if not 0 < interval_s < float("inf"):
+            raise LocalError(ErrorCode.USAGE, f"{interval_s!r} s is no interval", "")
+        self.interval_s = interval_s
+        self.last_checkpoint: Checkpoint | None = None
+        self.last_recovery: Recovery | None = None
+        self.last_error: Exception | None = None
+        self._data_dir = data_directory(None if data_dir is None else os.fspath(data_dir))
+        self._client = AsyncClient(self._data_dir)
+        self._spool = SpoolWriter(self._data_dir, CHECKPOINTER)
+        self._callback = callback
+        self._state: Any = _MISSING
+        self._run = os.urandom(16)
+        self._begun = False
+        self._last: tuple[bytes | None, bytes] | None = None
+        self._missed_at = float("-inf")
+        self._order = asyncio.Lock()
+        self._task: asyncio.Task[None] | None = None
+
+    def register_callback(self, callback: StateCallback) -> None:
+        """Have `callback`, a function or coroutine function, return the state for each automatic checkpoint."""
+        self._callback = callback
+
+    async def start(self, *, timeout: float = TIMEOUT_DEFAULT_S) -> None:
+        """Begin a run of this application, and automatic checkpoints. To start twice is to start once.
+
+        Raises:
+            NotDurable: neither the system nor the spool takes it.
+        """
+        async with self._order:
+            await self._begin(timeout)
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._automatically(), name=f"checkpoints of {self.name}")
+
+    async def create_checkpoint(self, state: Any = _MISSING, *, timeout: float = TIMEOUT_DEFAULT_S) -> Checkpoint:
+        """Keep a state; it survives every process when this returns.
+
+        An unchanged state costs next to nothing, and makes no new checkpoint.
+
+        Args:
+            state: see the module; without one it is the callback's, else the last one that was handed over.
+            timeout: seconds that this may take in all.
+
+        Raises:
+            StateError: msgpack cannot hold it, or it is too large; or there is none.
+            NotDurable: neither the system nor the spool takes it.
+            RemoteError: `refused`, a later run has this name.
+        """
+        if state is _MISSING:
+            state = await self._present_state()
+        else:
+            self._state = state
+        payload = encode(state)
+        taken_ms = time.time_ns() // 1_000_000
+        async with self._order:
+            await self._begin(timeout)
+            checkpoint = await self._confirm(payload) or await self._save(payload, taken_ms, timeout)
+        self.last_checkpoint = checkpoint
+        return checkpoint
+
+    async def recover_from_crash(self, *, timeout: float = TIMEOUT_DEFAULT_S) -> Any:
+        """Return the newest valid state that a crash left, or None.
+
+        None if the last run ended by `stop`, or if there never was a checkpoint. Within a run, once it has created a
+        checkpoint, it is the newest of those. Damaged ones are passed over; `last_recovery` tells.
+
+        Raises:
+            ReliabilityError: neither the system nor its files could be read.
+        """
+        end = time.monotonic() + timeout
+        arguments: dict[str, Any] = {"name": self.name, "run": self._run if self._begun else None}
+        offline = False
+        try:
+            answer, raw = await self._client.call_raw(
+                CHECKPOINTER, "recover", lane=Lane.BULK, timeout=min(RECOVERY_ANSWER_S, timeout / 2), **arguments
+            )
+            payload = raw[0] if raw else b""
+        except ReliabilityError as error:
+            if error.code not in _ABSENT:
+                raise
+            offline = True
+            run = self._run.hex() if self._begun else None
+            try:
+                answer, payload = await asyncio.to_thread(_read_offline, self._data_dir, self.name, run, end)
+            except ReliabilityError as trouble:
+                raise trouble from error
+        found = answer["checkpoint"]
+        skipped = tuple((item["seq"], item["problem"]) for item in answer["skipped"])
+        self.last_recovery = Recovery(
+            answer["reason"], found and found["seq"], found and found["timestamp"], skipped, offline
+        )
+        if offline:
+            await asyncio.to_thread(self._tell, self.last_recovery)
+        if found is None:
+            return None
+        return payload if found["format"] == "bytes" else decode(payload)
+
+    async def stop(self, *, timeout: float = TIMEOUT_DEFAULT_S) -> None:
+        """End this run well: there will be nothing to recover from. What was saved stays in the history.
+
+        Raises:
+            NotDurable: neither the system nor the spool takes it.
+        """
+        await self._end_automatic()
+        async with self._order:
+            if self._begun:
+                await self._durably("end_run", {"name": self.name, "run": self._run}, (), timeout)
+            self._begun = False
+            self._run = os.urandom(16)
+            self._last = None
+        await self.close()
+
+    async def close(self) -> None:
+        """Let go of everything without ending the run: to who starts next this is a crash."""
+        await self._end_automatic()
+        await self._client.close()
+        self._spool.close()
+
+    async def __aenter__(self) -> Self:
+        """Start."""
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop, unless an exception leaves: that is a crash."""
+        await (self.stop() if kind is None else self.close())
+
+    async def _end_automatic(self) -> None:
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task])
+
+    async def _automatically(self) -> None:
+        while True:
+            await asyncio.sleep(self.interval_s)
+            if self._callback is None and self._state is _MISSING:
+                continue
+            try:
+                await self.create_checkpoint()
+                self.last_error = None
+            except Exception as error:  # noqa: BLE001 - a host's callback raises what it likes; the next one may do
+                self.last_error = error
+
+    async def _present_state(self) -> Any:
+        if self._callback is not None:
+            state: Any = self._callback()
+            return await state if inspect.isawaitable(state) else state
+        if self._state is _MISSING:
+            raise StateError(ErrorCode.USAGE, "there is no state to keep", "Hand one over, or register a callback.")
+        return self._state
+
+    async def _begin(self, timeout: float) -> None:
+        if self._begun:
+            return
+        me = own_identity()
+        holder = {"pid": me.pid, "start_time": me.start_time, "boot_id": me.boot_id}
+        await self._durably("begin_run", {"name": self.name, "run": self._run, **holder}, (), timeout)
+        self._begun = True
+
+    async def _confirm(self, payload: bytes) -> Checkpoint | None:
+        """Have an unchanged state confirmed; None if it may have changed."""
+        if self._last is None or self.last_checkpoint is None:
+            return None
+        kept, sha256 = self._last
+        if payload != kept if kept is not None else await asyncio.to_thread(_digest, payload) != sha256:
+            return None
+        known = self.last_checkpoint
+        same = Checkpoint(known.id, self.name, known.seq, len(payload), unchanged=True)
+        if time.monotonic() - self._missed_at < ANSWER_S:
+            return same
+        try:
+            answer = await self._client.call(
+                CHECKPOINTER, "confirm", timeout=ANSWER_S, name=self.name, run=self._run, sha256=sha256
+            )
+        except ReliabilityError as error:
+            if error.code not in _ABSENT:
+                raise
+            self._missed_at = time.monotonic()
+            return same  # it is kept; that it holds still, nobody can be told now
+        return same if answer.get("unchanged") else None
+
+    async def _save(self, payload: bytes, taken_ms: int, timeout: float) -> Checkpoint:
+        arguments = {"name": self.name, "run": self._run, "format": "msgpack", "taken_ms": taken_ms}
+        self._last = None
+        request_id, answer = await self._durably("save", arguments, (payload,), timeout)
+        if answer is None:
+            return Checkpoint(request_id.hex(), self.name, None, len(payload), spooled=True)
+        self._last = (payload if len(payload) <= COMPARED_BYTES_MAX else None, answer["sha256"])
+        return Checkpoint(answer["id"].hex(), self.name, answer["seq"], len(payload), answer["unchanged"])
+
+    async def _durably(
+        self, op: str, arguments: dict[str, Any], raw: Sequence[bytes], timeout: float
+    ) -> tuple[bytes, dict[str, Any] | None]:
+        """Have the checkpointer do something, or else the spool keep it; returns its id, and the answer if any."""
+        request_id = os.urandom(16)
+        end = time.monotonic() + timeout
+        size = sum(map(len, raw))
+        if time.monotonic() - self._missed_at >= ANSWER_S:
+            lane = Lane.CONTROL if size <= CONTROL_LANE_BYTES_MAX else Lane.BULK
+            patience_s = min(timeout / 2, ANSWER_S + size / ANSWER_BYTES_PER_S)
+            try:
+                answer, _ = await self._client.call_raw(
+                    CHECKPOINTER, op, raw=raw, lane=lane, timeout=patience_s, request_id=request_id, **arguments
+                )
+                return request_id, answer
+            except ReliabilityError as error:
+                if error.code not in _ABSENT:
+                    raise
+                self._missed_at = time.monotonic()
+        left = max(0.0, end - time.monotonic())
+        try:
+            await asyncio.wait_for(asyncio.to_thread(self._spool.append, op, request_id, arguments, raw), left)
+        except TimeoutError:
+            hint = "It may be kept all the same. Try again once the disk moves, or give more time."
+            raise NotDurable(f"{self._data_dir} did not take it in time: its disk stands still", hint) from None
+        return request_id, None
+
+    def _tell(self, recovery: Recovery) -> None:
+        """Leave word of a recovery that nobody else saw; event_logger takes it in when it is back."""
+        what = "nothing" if recovery.timestamp is None else f"checkpoint {recovery.seq or '(spooled)'}"
+        event = {
+            "severity": "WARN" if recovery.skipped else "NOTICE",
+            "component": CHECKPOINTER,
+            "event_type": "recovery",
+            "message": f"{self.name} recovers {what} from the files: {recovery.reason.replace('_', ' ')}",
+            "attributes": {
+                "name": self.name,
+                "offline": True,
+                "skipped": [{"seq": seq, "problem": problem} for seq, problem in recovery.skipped],
+            },
+        }
+        request_id = os.urandom(16)
+        try:
+            SpoolWriter(self._data_dir, EVENT_LOGGER).append("emit", request_id, event | {"id": request_id.hex()})
+        except ReliabilityError:
+            return
+
+
+def default_name() -> str:
+    """Return the name of the program that runs: see the module."""
+    main = sys.modules.get("__main__")
+    spec = getattr(main, "__spec__", None)
+    if spec is not None:
+        name = str(spec.name).removesuffix(".__main__")
+    else:
+        name = os.path.basename(getattr(main, "__file__", None) or "python").removesuffix(".py")
+    allowed = "".join(character if is_valid_name(character) else "_" for character in name)
+    return allowed[:NAME_LENGTH_MAX] or "python"
+
+
+def encode(state: Any) -> bytes:
+    """Return a state as it is kept.
+
+    Raises:
+        StateError: it cannot be, and why.
+    """
+    try:
+        payload: bytes = msgpack.packb(state, use_bin_type=True, strict_types=True)
+    except (TypeError, ValueError, OverflowError):
+        payload = _encode_plain(state)
+    except RuntimeError as error:  # another thread is changing it at this moment
+        raise StateError(ErrorCode.BAD_REQUEST, f"the state changed while it was taken: {error}", "") from None
+    if len(payload) > STATE_BYTES_MAX:
+        message = f"a state of {len(payload)} bytes is too large; {STATE_BYTES_MAX} are kept at most"
+        raise StateError(ErrorCode.TOO_LARGE, message, "Keep large data in files, and in the state where they are.")
+    return payload
+
+
+def decode(payload: bytes) -> Any:
+    """Return a state that was kept.
+
+    Raises:
+        LocalError: `integrity`, it is none.
+    """
+    try:
+        return msgpack.unpackb(payload, raw=False, strict_map_key=False)
+    except (ValueError, TypeError, msgpack.UnpackException) as error:
+        raise LocalError(ErrorCode.INTEGRITY, f"the checkpoint cannot be decoded: {error}", "") from None
+
+
+def _encode_plain(state: Any) -> bytes:
+    """Encode a state with tuples, or types derived from plain ones; names what is neither."""
+    try:
+        plain = _plain(state, "state", 0)
+        payload: bytes = msgpack.packb(plain, use_bin_type=True, strict_types=True)
+    except RecursionError:
+        raise _too_deep() from None
+    except (TypeError, ValueError, OverflowError) as error:
+        raise StateError(ErrorCode.BAD_REQUEST, f"the state cannot be kept: {error}", "") from None
+    return payload
+
+
+def _too_deep() -> StateError:
+    return StateError(ErrorCode.BAD_REQUEST, f"the state is nested deeper than {NESTING_MAX}, or holds itself", "")
+
+
+def _plain(value: Any, path: str, depth: int) -> Any:
+    if depth > NESTING_MAX:
+        raise _too_deep()
+    if isinstance(value, dict):
+        return {_plain_key(key, path): _plain(item, f"{path}[{key!r}]", depth + 1) for key, item in value.items()}
+    if isinstance(value, list | tuple) and not isinstance(value, msgpack.ExtType):
+        return [_plain(item, f"{path}[{index}]", depth + 1) for index, item in enumerate(value)]
+    return _plain_scalar(value, path)
+
+
+def _plain_key(key: Any, path: str) -> Any:
+    if isinstance(key, tuple | frozenset):
+        raise _unkept(f"a key of {path}", key)
+    return _plain_scalar(key, f"a key of {path}")
+
+
+def _plain_scalar(value: Any, path: str) -> Any:
+    if value is None or type(value) in {bool, float, bytes, msgpack.ExtType, msgpack.Timestamp}:
+        return value
+    if isinstance(value, bytearray | memoryview):
+        return bytes(value)
+    if isinstance(value, int) and not -(2**63) <= value < 2**64:
+        raise StateError(ErrorCode.BAD_REQUEST, f"{path} is a number of more than 64 bits, which no state can hold", "")
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise StateError(ErrorCode.BAD_REQUEST, f"{path} is no valid text: half a surrogate pair", "") from None
+    for kind in (str, int, float, bytes):
+        if isinstance(value, kind):
+            plain: Any = kind
+            return plain(value)
+    raise _unkept(path, value)
+
+
+def _unkept(path: str, value: Any) -> StateError:
+    hint = "A state is made of maps, lists, texts, bytes, numbers, truth values and None."
+    return StateError(ErrorCode.BAD_REQUEST, f"{path} is of type {type(value).__name__}, which no state can hold", hint)
+
+
+def _digest(payload: bytes) -> bytes:
+    import hashlib
+
+    return hashlib.sha256(payload).digest()
+
+
+def _read_offline(data_dir: str, name: str, run: str | None, end: float) -> tuple[dict[str, Any], bytes]:
+    """Have a child read the files: an application never opens our database in its own process.
+
+    Raises:
+        LocalError: it did not manage, or not until monotonic time `end`.
+    """
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
+    command = [sys.executable, "-P", "-m", _OFFLINE, data_dir, "recover", name, *([run] if run else [])]
+    search = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    try:
+        done = subprocess.run(
+            command,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(search)},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=max(0.5, end - time.monotonic()),
+            check=False,
+        )
+        head, newline, payload = done.stdout.partition(b"\n")
+        answer: dict[str, Any] = json.loads(head) if newline else {}
+    except subprocess.TimeoutExpired:
+        raise LocalError(ErrorCode.DEADLINE_PASSED, f"the files in {data_dir} could not be read in time") from None
+    except (OSError, ValueError) as error:
+        raise LocalError(ErrorCode.FAILED, f"the files in {data_dir} could not be read: {error}", "") from None
+    if "error" in answer:
+        raise LocalError(**answer["error"])
+    if "reason" not in answer:
+        last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        raise LocalError(ErrorCode.FAILED, f"the files in {data_dir} could not be read: {last}", "")
+    return answer, payload
