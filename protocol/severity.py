@@ -25,6 +25,16 @@ _ALIASES: Final = {
     "EMERG": Severity.FATAL,
 }
 
+_LOGGING_LEVELS: Final = (
+    (60, Severity.FATAL),
+    (50, Severity.CRITICAL),
+    (40, Severity.ERROR),
+    (30, Severity.WARN),
+    (25, Severity.NOTICE),
+    (20, Severity.INFO),
+    (10, Severity.DEBUG),
+)
+
 
 def parse_severity(text: str) -> Severity:
     """Return the level called `text`, in any case; syslog's names count too.
@@ -53,3 +63,11 @@ def parse_severity_range(text: str) -> tuple[Severity, Severity]:
     low = parse_severity(first) if first.strip() else Severity.TRACE
     high = parse_severity(second) if second.strip() else Severity.FATAL
     return min(low, high), max(low, high)
+
+
+def severity_of_level(level: int) -> Severity:
+    """Return what a level number of Python's `logging` means, where DEBUG is 10 and CRITICAL 50."""
+    for least, severity in _LOGGING_LEVELS:
+        if level >= least:
+            return severity
+    return Severity.TRACE

@@ -39,6 +39,11 @@ class FakeClient:
         result: dict[str, Any] = answer(timeout=timeout, **arguments)
         return result
 
+    def call_raw(
+        self, service: str, op: str, raw: object, lane: object, request_id: bytes, **arguments: Any
+    ) -> tuple[dict[str, Any], list[bytes]]:
+        return self.call(service, op, **arguments), []
+
     def subscribe(self, *topic_prefixes: str) -> "FakeSubscription":
         return FakeSubscription(self.on_wait)
 

@@ -1,9 +1,13 @@
 """`relctl emit`: write one event to the event log, for shell scripts."""
 
+import os
+import time
+
 import click
 
 from app.reliability._cli.commands import RelctlCommand, pass_session
 from app.reliability._cli.session import Session
+from protocol.ids import RANDOMNESS_BYTES, uuid7
 from protocol.names import EVENT_LOGGER
 from protocol.severity import Severity, parse_severity
 
@@ -39,19 +43,24 @@ def emit(
 ) -> None:
     """Write one event to the log; done once it is durable.
 
+    While event_logger does not answer, that is in the spool, from which it takes the event as soon as it runs.
+
     LEVEL is TRACE, DEBUG, INFO, NOTICE, WARN, ERROR, CRITICAL or FATAL.
     """
-    reply = session.client().call(
-        EVENT_LOGGER,
-        "emit",
-        timeout=session.timeout_s(),
-        severity=level.name,
-        component=component,
-        event_type=event_type,
-        message=message,
-        attributes=details,
-    )
+    now_ms = time.time_ns() // 1_000_000
+    event = {
+        "severity": level.name,
+        "component": component,
+        "event_type": event_type,
+        "message": message,
+        "attributes": details,
+        "timestamp_ms": now_ms,
+    }
+    request_id = uuid7(now_ms, os.urandom(RANDOMNESS_BYTES))
+    reply = session.durable(EVENT_LOGGER).call("emit", request_id, event, timeout=session.timeout_s())
     if session.output.json:
-        session.output.document({"id": reply["id"], "seq": reply["seq"], "spooled": False})
+        session.output.document({name: reply[name] for name in ("id", "seq", "spooled")})
+    elif reply["spooled"]:
+        session.output.text("The event is kept in the spool; event_logger takes it in as soon as it runs.")
     else:
         session.output.text(f"Event {reply['seq']} is written.")

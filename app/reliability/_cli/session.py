@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from actors.runtime.liveness import Board
     from actors.runtime.paths import RunInfo
     from app.reliability._cli.output import Output
+    from app.reliability._durable import DurableCaller
     from app.reliability.client import Client
 
 QUERY_TIMEOUT_S: Final = 5.0
@@ -124,6 +125,12 @@ class Session:
         if self._client is None:
             self._client = self.ports.client(self.data_dir)
         return self._client
+
+    def durable(self, service: str) -> "DurableCaller":
+        """Return a durable caller of `service`, over the one client."""
+        from app.reliability._durable import DurableCaller
+
+        return DurableCaller(service, self.data_dir, client=self.client())
 
     def close(self) -> None:
         """Close what was opened."""
