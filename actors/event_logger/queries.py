@@ -1,6 +1,6 @@
 """Reading the event log: for the actor itself, and for relctl when no actor answers. Connections are READONLY."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 import apsw
@@ -57,6 +57,23 @@ def query(path: str, arguments: dict[str, Any]) -> dict[str, Any]:
         DatabaseError, LocalError: as `read_events`.
     """
     return read_events(path, parse_filter(arguments))
+
+
+def verify_log(data_dir: str, stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
+    """Return whether the event log in `data_dir` is what was written, from its table, files, roots and head.
+
+    ``{"complete": bool, "checked": events, "finding_count": int, "findings": [{"kind", "seq", "where", "message"}],
+    "spoilt_days": [days whose file alone is wrong]}``. The kinds are those of `actors.event_logger.verify`; `lost`
+    alone is no sign of tampering. It reads in short slices, beside a running system or without one, until `stop` says
+    so.
+
+    Raises:
+        DatabaseError: the table cannot be read.
+        OSError: the files cannot be looked for.
+    """
+    from actors.event_logger import verification  # noqa: PLC0415 - a host that only queries has no need of it
+
+    return verification.verify_log(data_dir, stop)
 
 
 def read_restarts(path: str, name: str | None = None) -> dict[str, list[dict[str, Any]]]:
