@@ -23,8 +23,9 @@ BATCH_MESSAGES: Final = 16
 MESSAGES_PER_TURN: Final = {Lane.CONTROL: 64, Lane.BULK: 2}
 BYTES_PER_S_MAX: Final = {Lane.CONTROL: float("inf"), Lane.BULK: 256.0 * MIB}
 """Unchecked, 100 MB pass in a tenth of a second, in which nobody else on two cores gets anything done."""
-BYTES_PER_STRETCH: Final = MIB
-"""After so many bytes a lane that has a limit rests for as long as they may take."""
+BYTES_PER_STRETCH: Final = 2 * MIB
+"""So many bytes beyond its limit and a lane rests until it is back within. One message of a MiB now and then does not
+count: its answer would wait for the end of the rest."""
 RETRY_S: Final = 0.002
 """How soon a peer that was not reading is tried again."""
 BACKLOGS: Final = {
@@ -54,6 +55,7 @@ class LaneSocket:
         self._messages_per_turn = MESSAGES_PER_TURN[lane]
         self._bytes_per_s_max = BYTES_PER_S_MAX[lane]
         self._stretch_bytes = 0
+        self._counted_at = 0.0
         self._resume_at = _NEVER
         self._backlog = Backlog(BACKLOGS[lane])
         self._retry_at = _NEVER
@@ -103,10 +105,15 @@ class LaneSocket:
             self._rest()
 
     def _rest(self) -> None:
-        seconds = self._stretch_bytes / self._bytes_per_s_max
-        self._stretch_bytes = 0
-        if seconds:
-            self._resume_at = time.monotonic() + seconds
+        """Rest for as long as what has passed may take, unless the time since the last count was long enough."""
+        now = time.monotonic()
+        seconds = self._stretch_bytes / self._bytes_per_s_max - (now - self._counted_at)
+        self._counted_at = now
+        if seconds * self._bytes_per_s_max > BYTES_PER_STRETCH:
+            self._stretch_bytes = 0
+            self._resume_at = self._counted_at = now + seconds
+        else:
+            self._stretch_bytes = max(0, int(seconds * self._bytes_per_s_max)) if seconds > 0 else 0
 
     def _take_in(self, messages_max: int) -> int:
         recv, router = self._recv, self.router
