@@ -20,7 +20,7 @@ from actors.checkpointer.queries import (
     Found,
     list_checkpoints,
     read_one,
-    recover,
+    recover_from,
 )
 from actors.checkpointer.spooled import BATCH_BYTES_MAX, Drained, parse_run_change, take_in
 from actors.checkpointer.store import SCHEMA, CheckpointStore, Opened, Outcome, RunChange, Unsettled
@@ -220,7 +220,8 @@ class Checkpointer(Actor):
 
     def _recover(self, request: Request) -> object:
         name, run = parse_name(request.arguments["name"]), parse_run(request.arguments.get("run"))
-        return self._on_worker(request, partial(self._find, partial(recover, self._data_dir, name, run), name))
+        read = partial(self._store.read, lambda connection: recover_from(connection, self._data_dir, name, run))
+        return self._on_worker(request, partial(self._find, read, name))
 
     def _show(self, request: Request) -> object:
         name, seq = parse_name(request.arguments["name"]), request.arguments.get("seq")

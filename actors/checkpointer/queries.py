@@ -133,17 +133,15 @@ def recover(data_dir: str, name: str, run: bytes | None, spooled: Sequence[Spool
     Raises:
         DatabaseError: the database cannot be read, and nothing is spooled.
     """
-    files = PayloadFiles(data_dir)
     try:
         with reading(_database(data_dir), READ_S_MAX) as connection:
-            if not _has_tables(connection):
-                return _recover(None, files, name, run, spooled)
-            return _recover(connection, files, name, run, spooled)
+            if _has_tables(connection):
+                return recover_from(connection, data_dir, name, run, spooled)
     except DatabaseError as error:
         missing = error.problem is Problem.CANNOT_OPEN and not os.path.exists(_database(data_dir))
         if not missing and not any(item.save for item in spooled):
             raise
-    return _recover(None, files, name, run, spooled)
+    return recover_from(None, data_dir, name, run, spooled)
 
 
 def read_one(data_dir: str, name: str, seq: int | None = None, spooled: Sequence[Spooled] = ()) -> Found:
@@ -243,9 +241,11 @@ def timestamp_text(milliseconds: int) -> str:
     return f"{moment:%Y-%m-%dT%H:%M:%S}.{milliseconds % 1000:03d}Z"
 
 
-def _recover(
-    connection: apsw.Connection | None, files: PayloadFiles, name: str, run: bytes | None, spooled: Sequence[Spooled]
+def recover_from(
+    connection: apsw.Connection | None, data_dir: str, name: str, run: bytes | None, spooled: Sequence[Spooled] = ()
 ) -> Found:
+    """Return what `recover` returns, from a connection inside a transaction; None: there is no database."""
+    files = PayloadFiles(data_dir)
     runs = Runs(name, _stored_runs(connection, name) if connection is not None else (), _is_alive)
     states: list[tuple[int, Save]] = []
     for item in _not_taken_in(connection, spooled):

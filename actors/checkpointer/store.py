@@ -6,7 +6,7 @@ it a checkpoint. A file without a row, left by a death in between, is swept away
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import apsw
 
@@ -104,6 +104,8 @@ SCHEMA: Final = Schema(
     ),
 )
 
+Result = TypeVar("Result")
+
 REMOVED_MAX: Final = 500
 """Checkpoints removed in one transaction."""
 COMPRESSED_BYTES_MIN: Final = 4 * KIB
@@ -189,11 +191,7 @@ class Unsettled:
 class _Prepared:
     save: Save
     sha256: bytes
-    stored: Stored | None = None
-
-
-class _NeedsPayload(Exception):
-    """A state turned out to be new after all."""
+    stored: Stored
 
 
 class CheckpointStore:
@@ -219,7 +217,6 @@ class CheckpointStore:
         self._inline_bytes_max = inline_bytes_max
         self._names_max = names_max
         self._wall_ms = wall_ms
-        self._newest: dict[str, bytes] = {}
         self._heads: dict[str, Head] = {}
         self._heads_dirty = False
         self._unthinned: set[str] = set()
@@ -265,20 +262,11 @@ class CheckpointStore:
         Raises:
             DatabaseError, LocalError: none of them is kept.
         """
-        prepared = [self._prepare(save) for save in saves]
+        prepared: list[_Prepared | ReliabilityError] = []
         try:
-            for item in prepared:
-                if isinstance(item, _Prepared) and self._newest.get(item.save.name) != item.sha256:
-                    self._store_payload(item)
-            try:
-                outcomes = self._commit(prepared)
-            except _NeedsPayload:
-                for item in prepared:
-                    if isinstance(item, _Prepared) and item.stored is None:
-                        self._store_payload(item)
-                outcomes = self._commit(prepared)
+            prepared += map(self._prepare, saves)
+            outcomes = self._commit(prepared)
         except BaseException as error:
-            self._newest.clear()
             # After an I/O error nobody knows whether the row will be there: then the next start sweeps.
             if not (isinstance(error, DatabaseError) and error.problem is Problem.IO):
                 self._remove_files(item.stored for item in prepared if isinstance(item, _Prepared))
@@ -286,11 +274,17 @@ class CheckpointStore:
         for item, outcome in zip(prepared, outcomes, strict=True):
             if not isinstance(item, _Prepared):
                 continue
-            if isinstance(outcome, Outcome) and not outcome.repeated:
-                self._newest[outcome.name] = outcome.sha256
             if not isinstance(outcome, Outcome) or outcome.repeated or outcome.unchanged:
                 self._remove_files([item.stored])
         return outcomes
+
+    def read(self, work: Callable[[apsw.Connection], Result]) -> Result:
+        """Return what `work` reads over the store's own connection: quicker than opening another one.
+
+        Raises:
+            DatabaseError: the database cannot be used.
+        """
+        return self.database.write(work)
 
     def confirm(self, name: str, run: bytes | None, sha256: bytes) -> Outcome | None:
         """Return the newest checkpoint of a run if it holds a state of this digest, else None.
@@ -473,22 +467,20 @@ class CheckpointStore:
     # --- saving ---
 
     def _prepare(self, save: Save) -> "_Prepared | ReliabilityError":
-        found = digest(save.payload)
-        if save.sha256 is not None and save.sha256 != found:
-            return ReliabilityError(ErrorCode.INTEGRITY, "the state was damaged on its way: its SHA-256 is another")
+        """Check and digest a state, and bring its payload to the disk if it is large."""
+        payload = save.payload
         try:
             if save.format is Format.MSGPACK:
-                check_msgpack(save.payload)
+                check_msgpack(payload)
         except ProtocolError as error:
             return error
-        return _Prepared(save, found)
-
-    def _store_payload(self, item: _Prepared) -> None:
-        payload = item.save.payload
+        found = digest(payload)
+        if save.sha256 is not None and save.sha256 != found:
+            return ReliabilityError(ErrorCode.INTEGRITY, "the state was damaged on its way: its SHA-256 is another")
         if len(payload) <= self._inline_bytes_max:
-            item.stored = Stored(Encoding.STORED, len(payload), blob=payload)
-        else:
-            item.stored = Stored(Encoding.STORED, len(payload), file=self.files.write(payload))
+            return _Prepared(save, found, Stored(Encoding.STORED, len(payload), blob=payload))
+        # Digesting on a thread of its own meanwhile was measured, and is no quicker: the thread costs what it saves.
+        return _Prepared(save, found, Stored(Encoding.STORED, len(payload), file=self.files.write(payload)))
 
     def _commit(self, prepared: "Sequence[_Prepared | ReliabilityError]") -> list[Outcome | ReliabilityError]:
         heads: dict[str, Head] = {}
@@ -531,8 +523,6 @@ class CheckpointStore:
                 (save.timestamp_ms, save.name, newest[0]),
             )
             return Outcome(newest[2], save.name, newest[0], newest[3], newest[4], newest[5], unchanged=True)
-        if item.stored is None:
-            raise _NeedsPayload
         head = _head(connection, save.name)
         described = Description(save.name, head.seq + 1, save.id, item.sha256, save.timestamp_ms)
         new = Head(described.seq, hash_of(head.hash, described), save.timestamp_ms)

@@ -183,6 +183,7 @@ class CrashRecoveryManager:
         self._missed_at = float("-inf")
         self._order = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
+        self._confirming: asyncio.Task[None] | None = None
 
     def register_callback(self, callback: StateCallback) -> None:
         """Have `callback`, a function or coroutine function, return the state for each automatic checkpoint."""
@@ -295,10 +296,12 @@ class CrashRecoveryManager:
         await (self.stop() if kind is None else self.close())
 
     async def _end_automatic(self) -> None:
-        task, self._task = self._task, None
-        if task is not None:
+        tasks = [task for task in (self._task, self._confirming) if task is not None and not task.done()]
+        self._task = self._confirming = None
+        for task in tasks:
             task.cancel()
-            await asyncio.wait([task])
+        if tasks:
+            await asyncio.wait(tasks)
 
     async def _automatically(self) -> None:
         while True:
@@ -328,26 +331,34 @@ class CrashRecoveryManager:
         self._begun = True
 
     async def _confirm(self, payload: bytes) -> Checkpoint | None:
-        """Have an unchanged state confirmed; None if it may have changed."""
+        """Return the newest checkpoint, if it is known to hold this state; None if it may have changed."""
         if self._last is None or self.last_checkpoint is None:
             return None
         kept, sha256 = self._last
         if payload != kept if kept is not None else await asyncio.to_thread(_digest, payload) != sha256:
             return None
         known = self.last_checkpoint
-        same = Checkpoint(known.id, self.name, known.seq, len(payload), unchanged=True)
-        if time.monotonic() - self._missed_at < ANSWER_S:
-            return same
+        if self._confirming is None or self._confirming.done():
+            self._confirming = asyncio.create_task(self._tell_unchanged(payload, sha256))
+        return Checkpoint(known.id, self.name, known.seq, len(payload), unchanged=True)
+
+    async def _tell_unchanged(self, payload: bytes, sha256: bytes) -> None:
+        """Tell the checkpointer that a state which it keeps holds still; should it not have it any more, hand it over.
+
+        Nobody waits for this: the state is kept. Where nobody answers there is nothing to do either.
+        """
         try:
             answer = await self._client.call(
                 CHECKPOINTER, "confirm", timeout=ANSWER_S, name=self.name, run=self._run, sha256=sha256
             )
+            if answer.get("unchanged"):
+                return
+            async with self._order:
+                if self._last is not None and self._last[1] == sha256:
+                    self.last_checkpoint = await self._save(payload, time.time_ns() // 1_000_000, TIMEOUT_DEFAULT_S)
         except ReliabilityError as error:
             if error.code not in _ABSENT:
-                raise
-            self._missed_at = time.monotonic()
-            return same  # it is kept; that it holds still, nobody can be told now
-        return same if answer.get("unchanged") else None
+                self._last = None  # whoever saves next is told
 
     async def _save(self, payload: bytes, taken_ms: int, timeout: float) -> Checkpoint:
         arguments = {"name": self.name, "run": self._run, "format": "msgpack", "taken_ms": taken_ms}
