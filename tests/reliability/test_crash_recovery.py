@@ -15,9 +15,12 @@ import pytest
 
 from actors.checkpointer.payloads import FOLDER
 from actors.checkpointer.queries import chain_problems, list_checkpoints
+from actors.runtime.database import reading
+from actors.runtime.database_problem import write_lock_holder
+from actors.runtime.paths import DATABASE_FILE
 from app.reliability.crash_recovery import CrashRecoveryManager, StateError, decode, default_name, encode
 from protocol.errors import ErrorCode, LocalError, NotDurable, RemoteError
-from tests.chaos.system import ROOT, System, running, wait_until
+from tests.chaos.system import ROOT, System, is_stopped, running, wait_until
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(120)]
 
@@ -398,18 +401,65 @@ def test_what_was_acknowledged_is_there_once_whoever_is_killed(system: System, v
     check_ledger(system, ledger)
 
 
+def freeze_in_a_transaction(system: System) -> int:
+    """Stop the checkpointer while it holds the write lock; returns its pid."""
+    path, pid = str(system.data_dir / DATABASE_FILE), system.pid("checkpointer")
+    give_up = time.monotonic() + 60.0
+    while time.monotonic() < give_up:
+        if write_lock_holder(path) == pid:
+            os.kill(pid, signal.SIGSTOP)
+            wait_until(lambda: is_stopped(pid), 5, "stopped")
+            if write_lock_holder(path) == pid:
+                return pid
+            os.kill(pid, signal.SIGCONT)
+    raise AssertionError("it was never seen inside a transaction")
+
+
+def test_a_checkpointer_frozen_inside_its_transaction_is_freed_and_nothing_is_missing(system: System) -> None:
+    ledger: dict[str, tuple[str, bytes]] = {}
+
+    async def stream(ended: asyncio.Event) -> None:
+        manager = CrashRecoveryManager("app", system.data_dir)
+        count = 0
+        while not ended.is_set():
+            count += 1
+            state = {"count": count, "data": os.urandom(200_000)}
+            began = time.monotonic()
+            made = await manager.create_checkpoint(state)
+            assert time.monotonic() - began < 2.5, "an application never waits for a frozen checkpointer"
+            ledger[made.id] = (manager.name, encode(state))
+            await asyncio.sleep(0.02 if made.spooled else 0)
+        await manager.stop()
+
+    async def main() -> None:
+        ended = asyncio.Event()
+        streaming = asyncio.create_task(stream(ended))
+        pid = await asyncio.to_thread(freeze_in_a_transaction, system)
+        for name, op in (("event_logger", "query"), ("health_monitor", "health"), ("watchdog", "ping")):
+            await asyncio.to_thread(system.client.call, name, op, timeout=1.0)
+        freed = asyncio.to_thread(
+            wait_until, lambda: system.ready("checkpointer") and system.pid("checkpointer") != pid, 10, "freed"
+        )
+        await freed
+        await asyncio.sleep(1.5)
+        ended.set()
+        await streaming
+
+    run(main())
+    check_ledger(system, ledger)
+
+
 def check_ledger(system: System, ledger: dict[str, tuple[str, bytes]]) -> None:
     from actors.checkpointer.queries import read_one
 
     system.client.call("checkpointer", "info", timeout=10.0)
-    found: dict[str, int] = {}
+    with reading(str(system.data_dir / DATABASE_FILE)) as connection:
+        rows = connection.execute("SELECT lower(hex(id)), name, seq FROM checkpoints").fetchall()
+    found = {made: seq for made, _, seq in rows}
+    assert len(rows) == len(found) == len({(name, seq) for _, name, seq in rows}), "twice"
     for name in {name for name, _ in ledger.values()}:
-        listed = list_checkpoints(str(system.data_dir), name, 500, verify=True)
-        assert all(item["valid"] for item in listed["checkpoints"])
-        for item in listed["checkpoints"]:
-            assert item["id"] not in found, "twice"
-            found[item["id"]] = item["seq"]
         assert chain_problems(str(system.data_dir), name) == []
+        assert all(item["valid"] for item in list_checkpoints(str(system.data_dir), name, verify=True)["checkpoints"])
     order: dict[str, list[int]] = {}
     for made, (name, payload) in ledger.items():
         assert made in found, f"lost: one of {name}"
