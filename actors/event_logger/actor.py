@@ -20,6 +20,7 @@ from actors.event_logger.rows import parse_rows
 from actors.event_logger.spooled import Spooled
 from actors.event_logger.store import SCHEMA, EventStore
 from actors.event_logger.upkeep import Filing, Retention
+from actors.event_logger.verifying import Verifying
 from actors.event_logger.wal_keeping import WalKeeping
 from actors.event_logger.writing import Writing
 from actors.runtime.actor import Actor, Context
@@ -107,6 +108,7 @@ class EventLogger(Actor):
         )
         self._reading = Reading(path)
         self._filing = Filing(Filer(path, store.files))
+        self._verifying = Verifying(os.path.dirname(path), self._filing.rebuild)
         self._retention = Retention(store, (events or EventsConfig()).retention_days, self._writing.submit)
         self._trouble = TroubleReport()
         self._problem: DatabaseError | None = None
@@ -127,6 +129,7 @@ class EventLogger(Actor):
             Operation("query", "Return events.", _FILTERS, self._query),
             Operation("search", "Return events that contain a text.", search, self._query),
             Operation("restart_status", "Return restarts and budgets.", {"name": "str?"}, self._restart_status),
+            *self._verifying.operations(),
         )
 
     def on_start(self, context: Context) -> None:
@@ -134,6 +137,7 @@ class EventLogger(Actor):
         self._context = context
         for part in (self._writing, self._spooled, self._reading, self._wal, self._filing):
             part.start(context)
+        self._verifying.start(context)
 
     def on_tick(self, context: Context, now: float) -> None:
         """Drain what the journals have, checkpoint when it is due, tell followers where the log ends."""
