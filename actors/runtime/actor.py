@@ -218,7 +218,9 @@ class ActorLoop:
         self._subscriber: Subscriber | None = None
         self._states: dict[bytes, bytes] = {}
         self._started_at = self._turn_at = time.monotonic()
-        self._tick_at = self._started_at + FIRST_TICK_S
+        self._tick_at = self._keep_house_at = self._started_at + FIRST_TICK_S
+        # Whoever ticks more often than is usual need not do so for this, unless it has to look for exits.
+        self._keep_house_s = self._tick_s if guardian.descriptor is None else max(self._tick_s, runtime.tick_s)
         self._state = ProcessState.STARTING
         self._drain_until: float | None = None
 
@@ -277,7 +279,7 @@ class ActorLoop:
             # At full multiples, like all that recurs in all of us: caches that are warm are warm for everybody.
             self._tick_at = (now // self._tick_s + 1) * self._tick_s
             self._tick(now)
-        elif now >= self.guardian.wake_at:
+        if now >= self.guardian.wake_at:
             self._guard()
         if self._state is ProcessState.STARTING:
             self._become_ready(now)
@@ -292,12 +294,17 @@ class ActorLoop:
 
     def _tick(self, now: float) -> None:
         self._leave_if_replaced()
+        if now >= self._keep_house_at:
+            self._keep_house_at = (now // self._keep_house_s + 1) * self._keep_house_s
+            self._keep_house(now)
+        self._actor.on_tick(self._context, now)
+
+    def _keep_house(self, now: float) -> None:
         self.guardian.step(now)
         for connection in self._connections:
             connection.step(now)
         self.service.forget()
         self._follow_events_endpoint()
-        self._actor.on_tick(self._context, now)
 
     def _leave_if_replaced(self) -> None:
         if self.runtime.replaced():

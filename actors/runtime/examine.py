@@ -3,16 +3,50 @@
 import os
 import sys
 import time
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 from actors.runtime.identity import ProcessIdentity
-from actors.runtime.liveness import LauncherRecord, ProcessState, Slot
+from actors.runtime.liveness import LauncherRecord, ProcessRecord, ProcessState, Slot
 from actors.runtime.signalling import SHOW_STACKS, Presence
 from actors.runtime.verdict import Look, Observation
 
 _STARTED: Final = frozenset({ProcessState.READY, ProcessState.STOPPING})
 _USER_TIME, _SYSTEM_TIME, _START_TIME = 11, 12, 19
 """Places in /proc/PID/stat, counted from the state (field 3) on."""
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What was observed last, and from which records: an area returns the same one until it is written again."""
+
+    record: LauncherRecord
+    identity: ProcessIdentity
+    own: ProcessRecord | None = None
+    observation: Observation | None = None
+
+
+class Observer:
+    """Observes the processes of one board again and again: most of them are as they were."""
+
+    def __init__(self, boot: str, presence: Presence) -> None:
+        """Observe processes of the boot `boot`; `presence` tells whether they are there."""
+        self._boot = boot
+        self._presence = presence
+        self._last: dict[int, _Seen] = {}
+
+    def observe(self, slot: Slot, record: LauncherRecord) -> Observation:
+        """See `observe`."""
+        own, tick = slot.process.read(), slot.read_tick()
+        last = self._last.get(slot.number)
+        if last is None or last.record is not record:
+            last = self._last[slot.number] = _Seen(record, ProcessIdentity(record.pid, record.start_time, self._boot))
+        running = record.pid != 0 and self._presence.is_running(slot.number, last.identity)
+        seen = last.observation
+        if seen is None or last.own is not own or seen.tick != tick or seen.running != running:
+            seen = _observation(slot.number, record, own, running=running, tick=tick)
+            last.own, last.observation = own, seen
+        return seen
 
 
 def observe(slot: Slot, record: LauncherRecord, boot: str, presence: Presence | None = None) -> Observation:
@@ -24,19 +58,26 @@ def observe(slot: Slot, record: LauncherRecord, boot: str, presence: Presence | 
         boot: the present boot id.
         presence: for who asks often; without it the process table is asked anew.
     """
-    own = slot.process.read()
+    identity = ProcessIdentity(record.pid, record.start_time, boot)
+    running = record.pid != 0 and (
+        identity.is_running() if presence is None else presence.is_running(slot.number, identity)
+    )
+    return _observation(slot.number, record, slot.process.read(), running=running, tick=slot.read_tick())
+
+
+def _observation(
+    key: int, record: LauncherRecord, own: ProcessRecord | None, *, running: bool, tick: int
+) -> Observation:
     registered = own is not None and (own.incarnation, own.pid) == (record.incarnation, record.pid)
     leased = own is not None and registered and own.lease_until_ms > 0
-    identity = ProcessIdentity(record.pid, record.start_time, boot)
     return Observation(
-        key=slot.number,
+        key=key,
         incarnation=record.incarnation,
         pid=record.pid,
-        running=record.pid != 0
-        and (identity.is_running() if presence is None else presence.is_running(slot.number, identity)),
+        running=running,
         registered=registered,
         ready=own is not None and own.state in _STARTED,
-        tick=slot.read_beat().tick,
+        tick=tick,
         lease_until_s=own.lease_until_ms / 1000 if own is not None and leased else 0.0,
         lease_holds_loop=own is not None and leased and own.lease_holds_loop,
         hang_timeout_s=record.hang_timeout_ms / 1000,

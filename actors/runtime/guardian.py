@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from actors.runtime.arguments import ProcessArguments
-from actors.runtime.examine import observe
+from actors.runtime.examine import Observer
 from actors.runtime.filelock import FileLock
 from actors.runtime.identity import ProcessIdentity, boot_id, identity_of
 from actors.runtime.liveness import LAUNCHER_SLOT, WATCHDOG_SLOT
@@ -55,6 +55,7 @@ class Guardian:
         ]
         self._signals = signaller(portable=arguments.portable)
         self._presence = Presence(portable=arguments.portable)
+        self._observer = Observer(self._boot, self._presence)
         self.descriptor = self._presence.fileno()
         self.wake_at = math.inf
         self._command = command or successor_command(arguments)
@@ -89,7 +90,7 @@ class Guardian:
         self._presence.take_exits()  # also of whoever is on record no more
         records = {slot: self._runtime.board.slots[slot].launcher.read() for slot in self._watched}
         seen = {
-            slot: observe(self._runtime.board.slots[slot], record, self._boot, self._presence)
+            slot: self._observer.observe(self._runtime.board.slots[slot], record)
             for slot, record in records.items()
             if record is not None
         }

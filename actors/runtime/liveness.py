@@ -251,6 +251,10 @@ class Slot:
         """Count work done. Only the process's own loop calls this."""
         self._counters[1] += count
 
+    def read_tick(self) -> int:
+        """Return how often the process's own loop has turned."""
+        return self._counters[0]
+
     def read_beat(self) -> Beat:
         """Return the process's counters."""
         counters = self._counters

@@ -93,7 +93,8 @@ class PortableSignaller:
 class Presence:
     """Tells again and again, at little cost, whether processes are still there: by a pidfd for each, if possible.
 
-    Processes are asked for by a key of the caller's (a slot), under which one is held at a time.
+    Processes are asked for by a key of the caller's (a slot), under which one is held at a time. Who asks for many of
+    them takes in exits once (`take_exits`): a system call for each would cost more than all the rest.
     """
 
     def __init__(self, *, portable: bool) -> None:
@@ -110,12 +111,11 @@ class Presence:
         return self._epoll().fileno() if self._by_pidfd else None
 
     def is_running(self, key: int, identity: ProcessIdentity) -> bool:
-        """Tell whether exactly this process exists and is no zombie."""
+        """Tell whether exactly this process existed and was no zombie at the last `take_exits`, or exists now."""
         if not self._by_pidfd:
             return identity.is_running()
-        self.take_exits()
         held, descriptor = self._held.get(key, (None, None))
-        if held != identity:
+        if held is not identity and held != identity:
             self.forget(key)
             descriptor = open_pidfd(identity)
             if descriptor is not None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from actors.runtime.control_client import call_launcher
-from actors.runtime.examine import examiner, observe
+from actors.runtime.examine import Observer, examiner
 from actors.runtime.identity import ProcessIdentity, boot_id
 from actors.runtime.liveness import LauncherRecord, Verdict, WatchdogRecord
 from actors.runtime.paths import RUN_FILE, RunInfo
@@ -54,6 +54,7 @@ class Effects:
         self._presence = Presence(portable=portable)
         self._eyes = examiner(portable=portable)
         self._boot = boot_id()
+        self._observer = Observer(self._boot, self._presence)
         self._records: dict[int, LauncherRecord] = {}
         self._clocks = ClockWatch(*_clocks())
 
@@ -63,10 +64,11 @@ class Effects:
         self._records = {slot.number: record for slot, record in occupied if record.pid}
         self._records.pop(self._runtime.arguments.slot, None)
         self._presence.retain(self._records)
+        self._presence.take_exits()
         subjects = []
         for number, record in self._records.items():
             look = self._eyes.look(self._identity(record)) if number in suspects else None
-            seen = observe(self._board.slots[number], record, self._boot, self._presence)
+            seen = self._observer.observe(self._board.slots[number], record)
             subjects.append(Subject(seen, look))
         return subjects
 

@@ -553,6 +553,15 @@ def test_it_looks_after_the_others_at_once_when_it_is_told_to(where: Place, shop
         run.guardian.tell()
 
 
+def test_who_ticks_more_often_than_is_usual_keeps_house_as_often_as_others(where: Place, shop: Shop) -> None:
+    where.config.write_text("[supervision]\ntick_s = 1.0\nhang_timeout_s = 3600.0\n")
+    shop.tick_s = 0.02
+    with running(where, shop) as run:
+        until(lambda: shop.ticks >= 20, "many ticks")
+        if HAS_PIDFD:
+            assert run.guardian.steps < shop.ticks / 2
+
+
 @pytest.mark.parametrize("portable", [False, True])
 def test_it_ticks_as_often_as_is_usual_here(portable: bool) -> None:
     with place(portable=portable) as here:

@@ -10,12 +10,12 @@ from dataclasses import replace
 
 import pytest
 
-from actors.runtime.examine import Examiner, examiner, observe
+from actors.runtime.examine import Examiner, Observer, examiner, observe
 from actors.runtime.identity import boot_id, own_identity
-from actors.runtime.liveness import ProcessState
+from actors.runtime.liveness import ProcessRecord, ProcessState
 from actors.runtime.process import ProcessRuntime
 from actors.runtime.signalling import HAS_PIDFD, KILL, SHOW_STACKS, Presence, Signaller, open_pidfd, signaller
-from actors.runtime.verdict import Cause, Standing, name_cause
+from actors.runtime.verdict import Cause, Observation, Standing, name_cause
 from tests.actors.runtime.processes import House, record, state_letter, wait_until
 
 SLOT = 3
@@ -160,6 +160,37 @@ def test_what_the_board_says_becomes_an_observation(home: House) -> None:
 
 
 @pytest.mark.parametrize("portable", [False, True])
+def test_who_observes_again_and_again_sees_every_change(home: House, portable: bool) -> None:
+    identity = home.fork(sleep_forever)
+    slot, presence = home.board.slots[SLOT], Presence(portable=portable)
+    slot.launcher.write(record("worker", identity))
+    observer = Observer(boot_id(), presence)
+
+    def seen() -> Observation:
+        presence.take_exits()
+        written = slot.launcher.read()
+        assert written is not None
+        observation = observer.observe(slot, written)
+        assert observation == observe(slot, written, boot_id())
+        return observation
+
+    assert seen() is seen()
+    assert not seen().registered
+    slot.process.write(ProcessRecord(identity.pid, identity.start_time, 1, ProcessState.STARTING))
+    assert seen().registered
+    slot.process.write(ProcessRecord(identity.pid, identity.start_time, 1, ProcessState.READY))
+    assert seen().ready
+    slot.beat(1)
+    assert seen().tick == 1
+    os.kill(identity.pid, signal.SIGKILL)
+    home.exit_code(identity)
+    assert not seen().running
+    slot.launcher.write(record("worker", None, incarnation=2))
+    assert (seen().incarnation, seen().pid, seen().registered) == (2, 0, False)
+    presence.close()
+
+
+@pytest.mark.parametrize("portable", [False, True])
 def test_presence_follows_the_process_held_under_a_key(home: House, portable: bool) -> None:
     before = len(os.listdir("/proc/self/fd"))
     presence = Presence(portable=portable)
@@ -168,7 +199,12 @@ def test_presence_follows_the_process_held_under_a_key(home: House, portable: bo
     assert presence.is_running(2, second)
     assert not presence.is_running(3, replace(first, start_time=first.start_time + 1))
     os.kill(first.pid, signal.SIGKILL)
-    wait_until(lambda: not presence.is_running(1, first))
+
+    def ended() -> bool:
+        presence.take_exits()
+        return not presence.is_running(1, first)
+
+    wait_until(ended)
     assert presence.is_running(2, second)
     assert presence.is_running(1, second)
     presence.retain([2])
@@ -196,12 +232,12 @@ def test_presence_tells_of_an_exit_until_it_is_taken_in(home: House) -> None:
     assert not told(0.0)
     assert not presence.is_running(1, first)
     assert presence.is_running(2, second)
-    assert presence.is_running(1, second)
     os.kill(second.pid, signal.SIGKILL)
     assert told(10.0)
     assert presence.fileno() == descriptor
+    presence.take_exits()
     assert not presence.is_running(2, second)
-    assert not presence.is_running(1, second)
+    assert not presence.is_running(1, second), "it is not opened when it has ended"
     assert not told(0.0)
     presence.close()
 
