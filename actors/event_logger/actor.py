@@ -13,6 +13,7 @@ from actors.event_logger.config import EventLoggerConfig, EventsConfig
 from actors.event_logger.core import PublishBudget, Trouble, TroubleReport
 from actors.event_logger.filer import Filer
 from actors.event_logger.journals import JournalDrain
+from actors.event_logger.maintenance import Maintenance
 from actors.event_logger.queries import query, read_restarts, restart_status
 from actors.event_logger.reading import Reading
 from actors.event_logger.records import derived_id, parse_event, parse_events, parse_restart
@@ -110,6 +111,7 @@ class EventLogger(Actor):
         self._filing = Filing(Filer(path, store.files))
         self._verifying = Verifying(os.path.dirname(path), self._filing.rebuild)
         self._retention = Retention(store, (events or EventsConfig()).retention_days, self._writing.submit)
+        self._maintenance = Maintenance(path, wall_ms)
         self._trouble = TroubleReport()
         self._problem: DatabaseError | None = None
         self._stop_steps = self._stop()
@@ -130,12 +132,13 @@ class EventLogger(Actor):
             Operation("search", "Return events that contain a text.", search, self._query),
             Operation("restart_status", "Return restarts and budgets.", {"name": "str?"}, self._restart_status),
             *self._verifying.operations(),
+            *self._maintenance.operations(),
         )
 
     def on_start(self, context: Context) -> None:
         """Begin; the first drain opens the database."""
         self._context = context
-        for part in (self._writing, self._spooled, self._reading, self._wal, self._filing):
+        for part in (self._writing, self._spooled, self._reading, self._wal, self._filing, self._maintenance):
             part.start(context)
         self._verifying.start(context)
 
@@ -146,6 +149,7 @@ class EventLogger(Actor):
         self._filing.tick(now, self._writing.last_seq)
         self._retention.tick(now)
         self._wal.tick(now)
+        self._maintenance.tick(now, self._writing.last_seq)
 
     def on_drain(self, context: Context) -> bool:
         """Commit what was accepted, take in the journals once more, leave the WAL empty."""
@@ -167,6 +171,7 @@ class EventLogger(Actor):
             },
             "spool": self._spooled.status(),
             "reads": self._reading.status(),
+            "maintenance": self._maintenance.status(),
             "journal_entries_refused": self._writing.refused_entries,
         }
 
@@ -217,6 +222,7 @@ class EventLogger(Actor):
     def _stop(self) -> Iterator[bool]:
         """The steps of a stop; each turn of the loop looks whether the present one is over."""
         self._spooled.stop()
+        self._maintenance.stop()
         while self._is_working():
             yield False
         self._writing.drain()
@@ -230,4 +236,5 @@ class EventLogger(Actor):
             yield False
 
     def _is_working(self) -> bool:
-        return not (self._writing.idle and self._spooled.idle and self._wal.idle and self._filing.idle)
+        parts = (self._writing, self._spooled, self._wal, self._filing, self._maintenance)
+        return not all(part.idle for part in parts)

@@ -79,6 +79,11 @@ def report_damage_to(function: Callable[[str, str], None]) -> None:
     _damage_reported_to = function
 
 
+def report_damage(path: str, what: str) -> None:
+    """Tell of damage that was found by other means."""
+    _damage_reported_to(path, what)
+
+
 class Synchronous(StrEnum):
     """`PRAGMA synchronous`: NORMAL survives every death of processes, FULL a power cut as well."""
 

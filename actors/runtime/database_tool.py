@@ -24,7 +24,7 @@ from typing import Any, Final, NoReturn
 
 import apsw
 
-from actors.runtime.database_guard import WAL_SUFFIX
+from actors.runtime.database_guard import WAL_SUFFIX, Guard
 from actors.runtime.database_problem import DatabaseError, Problem, describe_holder, require_library, translate
 from actors.runtime.database_stats import read_stats
 from protocol.errors import EXIT_FAILED, EXIT_OK, ErrorCode, ReliabilityError
@@ -272,6 +272,11 @@ class Tool:
         """Open the file, which has to be a database, and look at its schema."""
         require_library(self._path)
         _look_at_header(self._path)
+        if flags & apsw.SQLITE_OPEN_READWRITE:
+            # Of ours: it is not replaced while this process changes it. Held until the process ends.
+            self._guard = Guard(self._path, make=False)
+            if not self._guard.try_share():
+                raise DatabaseError(Problem.REPAIRING, self._path)
         connection = apsw.Connection(self._path, flags=flags)
         self._stop.connection = connection
         connection.set_busy_timeout(int(min(WAIT_S, self._lock_s) * 1000))

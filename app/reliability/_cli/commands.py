@@ -24,6 +24,8 @@ COMMANDS: Final = {
     "checkpoint-info": "checkpoints",
     "checkpoint": "checkpoints",
     "restart-status": "restarts",
+    "db-stats": "database",
+    "maintenance": "database",
     "diagnostics": "diagnostics",
     "restart": "control",
     "stop": "control",
