@@ -8,6 +8,7 @@ from typing import Final
 from actors.runtime.digests import new_sha256
 
 SPOOL_DIR: Final = "spool"
+READER_LOCK_FILE: Final = "reader.lock"
 SUFFIX: Final = ".spool"
 HINT_PREFIX: Final = "spooled-"
 

@@ -6,11 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Final
 
 from actors.runtime.filelock import FileLock, lock_now, unlock
-from actors.runtime.spool_files import SUFFIX, sha256_of, sizes_in, spool_directory
+from actors.runtime.spool_files import READER_LOCK_FILE, SUFFIX, sha256_of, sizes_in, spool_directory
 from actors.runtime.spool_format import HEAD_BYTES, Damage, Message, decode_head, decode_payload, next_record
 from protocol.limits import MIB
 
-READER_LOCK_FILE: Final = "reader.lock"
 DAMAGED_SUFFIX: Final = ".damaged"
 DAMAGED_BYTES_MAX: Final = 64 * MIB
 """Damaged files kept, for each service; the oldest go first."""
@@ -190,6 +189,8 @@ class SpoolReader:
                 os.replace(path, path.removesuffix(SUFFIX) + DAMAGED_SUFFIX)
                 _forget_oldest(self._directory)
             else:
+                os.truncate(path, 0)  # its writer may keep it open for long, and the disk may be full
+                progress.offset = 0
                 os.unlink(path)
         except PermissionError:  # Windows, while somebody has it open
             return

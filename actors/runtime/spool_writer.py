@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from actors.runtime.filelock import lock_now, unlock
 from actors.runtime.paths import make_private_directory, read_run_info, sync_directory
-from actors.runtime.spool_files import SUFFIX, hint_path, sha256_of, sizes_of_all, spool_directory
+from actors.runtime.spool_files import READER_LOCK_FILE, SUFFIX, hint_path, sha256_of, sizes_of_all, spool_directory
 from actors.runtime.spool_format import HEAD_BYTES, encode_head, encode_payload
 from protocol.errors import NotDurable, ReliabilityError
 from protocol.ids import RANDOMNESS_BYTES, uuid7
@@ -142,12 +142,17 @@ class SpoolWriter:
         except FileNotFoundError:
             make_private_directory(os.path.dirname(self._directory))
             make_private_directory(self._directory)
+            self._make_reader_lock()
             descriptor = os.open(self._path, flags, 0o600)
         self._descriptor = descriptor
         self._names.add(os.path.basename(self._path))
         run = read_run_info(self._data_dir)
         self._hint_path = hint_path(run.runtime_dir, self._service) if run else None
         return descriptor
+
+    def _make_reader_lock(self) -> None:
+        """Make it while there is space: a full disk would keep the owner from taking in what fills it."""
+        os.close(os.open(os.path.join(self._directory, READER_LOCK_FILE), os.O_WRONLY | os.O_CREAT | _FLAGS, 0o600))
 
     def _forget_file(self) -> None:
         descriptor, self._descriptor = self._descriptor, None

@@ -28,6 +28,7 @@ from app.reliability._batches import BATCH_ROWS_MAX, OP, Batch, Gatherer
 from app.reliability._child import run_relctl
 from app.reliability._cli.session import ABSENT
 from app.reliability._durable import DurableCaller
+from app.reliability._durable_core import State
 from app.reliability._event_rows import Row, attributes_of, make_row
 from app.reliability._outbox import EXIT_FLUSH_S, SPLIT_CODES, Outbox
 from protocol.errors import NotDurable, ProtocolError, ReliabilityError
@@ -227,6 +228,7 @@ class _Pipe:
         self._rows: Gatherer[asyncio.Future[dict[str, Any]]] = Gatherer()
         self._tasks: set[asyncio.Task[None]] = set()
         self._scheduled = False
+        self._used = False
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     async def write(self, row: Row) -> dict[str, Any]:
@@ -241,7 +243,7 @@ class _Pipe:
             await room
         future: asyncio.Future[dict[str, Any]] = self._loop.create_future()
         self._rows.add(row, future)
-        if not self._scheduled and len(self._tasks) < BATCHES_UNDER_WAY_MAX:
+        if not self._scheduled and len(self._tasks) < self._under_way_max():
             self._scheduled = True
             self._loop.call_soon(self._begin)
         return await future
@@ -249,7 +251,7 @@ class _Pipe:
     def _begin(self) -> None:
         """Send as many batches as may be under way, and let in who waits for room."""
         self._scheduled = False
-        while len(self._rows) and len(self._tasks) < BATCHES_UNDER_WAY_MAX:
+        while len(self._rows) and len(self._tasks) < self._under_way_max():
             task = self._loop.create_task(self._send(self._rows.take()))
             self._tasks.add(task)
             task.add_done_callback(self._ended)
@@ -260,7 +262,15 @@ class _Pipe:
                 room.set_result(None)
                 let_in += 1
 
+    def _under_way_max(self) -> int:
+        """Return how many batches may be under way: one before there is a connection, and to the spool.
+
+        Elsewhere several could overtake each other on threads of their own; on one connection they keep their order.
+        """
+        return BATCHES_UNDER_WAY_MAX if self._used and self._caller.owner.state is State.ANSWERING else 1
+
     def _ended(self, task: "asyncio.Task[None]") -> None:
+        self._used = True
         self._tasks.discard(task)
         self._begin()
 

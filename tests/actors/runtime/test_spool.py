@@ -339,6 +339,17 @@ def test_a_limit_on_file_sizes_is_told_and_nothing_torn_is_left(
     assert reader.damaged == 0
 
 
+def test_what_is_drained_gives_its_space_back_though_its_writer_keeps_the_file_open(
+    data: str, writer: SpoolWriter, reader: SpoolReader
+) -> None:
+    put(writer, 1, size=100_000)
+    (path,) = files(data)
+    with open(path, "rb") as held:
+        drain(reader)
+        assert os.fstat(held.fileno()).st_size == 0
+    assert files(data) == []
+
+
 def test_a_read_only_disk_is_told(small_disk: str) -> None:
     writer = SpoolWriter(small_disk, SERVICE)
     put(writer, 1)
