@@ -59,6 +59,19 @@ def query(path: str, arguments: dict[str, Any]) -> dict[str, Any]:
     return read_events(path, parse_filter(arguments))
 
 
+def undrained(data_dir: str, runtime_dir: str, arguments: dict[str, Any], now_ms: int) -> list[dict[str, Any]]:
+    """Return events of journals and spool that no table has yet, as `query` returns events; their seq is None.
+
+    Oldest first; `arguments` are those of `query`, of which limit and places do not count.
+
+    Raises:
+        ProtocolError: an argument is wrong.
+    """
+    from actors.event_logger.undrained import read_undrained  # noqa: PLC0415 - for offline views alone
+
+    return read_undrained(data_dir, runtime_dir, parse_filter(arguments), now_ms)
+
+
 def verify_log(data_dir: str, stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
     """Return whether the event log in `data_dir` is what was written, from its table, files, roots and head.
 

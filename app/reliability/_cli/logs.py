@@ -1,5 +1,6 @@
 """`relctl logs` and `relctl search`: the event log, from event_logger, or from its database when nobody answers."""
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -23,6 +24,8 @@ PAGE_EVENTS_MAX: Final = 1000
 FOLLOW_INTERVAL_S: Final = 1.0
 """How long new events wait at most if no publication tells of them."""
 EVENT_TOPICS: Final = "event."
+VERIFY: Final = "verify"
+"""In the place of a component: not one, but the command to check the log."""
 _INDENT: Final = " " * 21
 _LEVEL_COLORS: Final = {Severity.NOTICE: "cyan", Severity.WARN: "yellow", Severity.ERROR: "red"}
 
@@ -60,15 +63,22 @@ class Page:
 
     def last_seq(self, before: int) -> int:
         """Return the highest number shown so far, which was `before` before this page."""
-        return max([before, *(int(event["seq"]) for event in self.events)])
+        return max([before, *(int(event["seq"]) for event in self.events if event["seq"] is not None)])
 
 
 class Log:
-    """The event log, wherever it can be read."""
+    """The event log, wherever it can be read.
+
+    While nobody answers, what event_logger has not taken over yet comes after all that it has, with null as its seq.
+
+    Attributes:
+        unnumbered: ids of the events that were shown so.
+    """
 
     def __init__(self, session: Session) -> None:
         """Ask through `session`."""
         self._session = session
+        self.unnumbered: set[str] = set()
 
     def page(self, arguments: dict[str, Any]) -> Page:
         """Return the answer to one query.
@@ -81,14 +91,22 @@ class Log:
             return Page(answer["events"], answer["more"])
         from actors.event_logger import queries
 
-        path, age_s = database(self._session, answer)
+        try:
+            path, age_s = database(self._session, answer)
+        except ReliabilityError:
+            if self._undrained(arguments):
+                return Page([], False, answer)  # it died before it ever wrote
+            raise
         reply = queries.query(path, arguments)
         return Page(reply["events"], reply["more"], answer, age_s)
 
     def select(self, selection: Selection) -> Iterator[Page]:
         """Yield the selected events in the order asked for, page by page."""
         if selection.limit is None and not selection.reverse:
-            yield from self.after(0, selection.filters)
+            for page in self.after(0, selection.filters):
+                yield page
+            if page.absence is not None:
+                yield replace(page, events=self._undrained(selection.filters), more=False)
             return
         newest_first = self._descending(selection)
         if selection.reverse:
@@ -111,11 +129,26 @@ class Log:
         events = self.page({"limit": 1}).events
         return int(events[0]["seq"]) if events else 0
 
+    def _undrained(self, filters: dict[str, Any]) -> list[dict[str, Any]]:
+        """Return what event_logger has not taken over yet, oldest first."""
+        from actors.event_logger import queries
+
+        now_ms = time.time_ns() // 1_000_000
+        events = queries.undrained(self._session.data_dir, self._session.runtime_dir(), filters, now_ms)
+        self.unnumbered.update(event["id"] for event in events)
+        return events
+
     def _descending(self, selection: Selection) -> Iterator[Page]:
         arguments = {**selection.filters, "reverse": True}
         left = selection.limit
         while left is None or left > 0:
             page = self.page({**arguments, "limit": PAGE_EVENTS_MAX if left is None else min(left, PAGE_EVENTS_MAX)})
+            if page.absence is not None and "before_seq" not in arguments:
+                undrained = self._undrained(selection.filters)[::-1][:left]
+                yield replace(page, events=undrained, more=True)
+                if left is not None:
+                    left -= len(undrained)
+                    page = replace(page, events=page.events[:left], more=page.more or len(page.events) > left)
             yield page
             if not page.more or not page.events:
                 return
@@ -205,6 +238,9 @@ def _filter_options() -> list[click.Parameter]:
         ),
         click.Option(["-g", "--grep"], metavar="PATTERN", help="Messages that match this regular expression."),
         click.Option(["-r", "--reverse"], is_flag=True, help="Newest first."),
+        click.Option(
+            ["-o", "--output", "form"], type=click.Choice(["short", "json"]), help="For people, or as --json does."
+        ),
     ]
 
 
@@ -225,14 +261,37 @@ def _selection(
 
 @click.command(cls=RelctlCommand, params=_filter_options(), short_help="Show the event log.")
 @click.argument("component", required=False)
+@click.option("-u", "--unit", metavar="NAME", help="As COMPONENT; also for one that is called verify.")
 @click.option("-f", "--follow", is_flag=True, help="Go on with new events as they come.")
 @pass_session
-def logs(session: Session, /, follow: bool, lines: int | str | None, reverse: bool, **filters: Any) -> None:
+def logs(
+    session: Session,
+    /,
+    component: str | None,
+    unit: str | None,
+    follow: bool,
+    lines: int | str | None,
+    reverse: bool,
+    form: str | None,
+    **filters: Any,
+) -> int | None:
     """Show events, of COMPONENT only if it is given; oldest first.
 
     TIME is '2026-11-01 10:00', '10:00', today, yesterday, -1h, '2 days ago' or @SECONDS; local time unless it says
     otherwise. LEVEL is TRACE, DEBUG, INFO, NOTICE, WARN, ERROR, CRITICAL or FATAL.
+
+    `relctl logs verify` checks instead that nobody has changed the log; exit code 12 if somebody has.
     """
+    _choose_form(session, form)
+    if component == VERIFY and unit is None:
+        if follow or reverse or lines is not None or any(value is not None for value in filters.values()):
+            raise click.UsageError(f"`logs {VERIFY}` checks the whole log. Events of a component: `logs -u {VERIFY}`.")
+        from app.reliability._cli.verify import verify
+
+        return verify(session)
+    if component is not None and unit is not None:
+        raise click.UsageError("COMPONENT and -u say the same; give one of them.")
+    filters["component"] = unit if component is None else component
     if follow and reverse:
         raise click.UsageError("-f goes forward in time; it cannot be combined with -r.")
     if follow and lines is None:
@@ -245,6 +304,12 @@ def logs(session: Session, /, follow: bool, lines: int | str | None, reverse: bo
         seq = page.last_seq(seq)
     if follow:
         _follow(session, log, printer, selection.filters, seq)
+    return None
+
+
+def _choose_form(session: Session, form: str | None) -> None:
+    if form is not None:
+        session.output.json = form == "json"
 
 
 def _follow(session: Session, log: Log, printer: Printer, filters: dict[str, Any], seq: int) -> NoReturn:
@@ -259,18 +324,21 @@ def _follow(session: Session, log: Log, printer: Printer, filters: dict[str, Any
             while publications.receive(0) is not None:
                 pass
             for page in log.after(seq, filters):
-                printer.show(page)
+                printer.show(
+                    replace(page, events=[event for event in page.events if event["id"] not in log.unnumbered])
+                )
                 seq = page.last_seq(seq)
 
 
 @click.command(cls=RelctlCommand, params=_filter_options(), short_help="Find a text in the event log.")
 @click.argument("text")
 @pass_session
-def search(session: Session, /, text: str, **filters: Any) -> None:
+def search(session: Session, /, text: str, form: str | None, **filters: Any) -> None:
     """Show the events whose message, component, type or attributes hold TEXT, whatever the case of its letters.
 
     Oldest first; the options are those of `relctl logs`.
     """
+    _choose_form(session, form)
     printer = Printer(session.output)
     for page in Log(session).select(_selection(text=text, **filters)):
         printer.show(page)
