@@ -129,7 +129,10 @@ class EventLogger:
         hours: float | None = None,
         limit: int | None = None,
     ) -> list[dict[str, Any]]:
-        """Return events, oldest first, as `relctl logs --json` shows them; what is only spooled is not among them yet.
+        """Return events, oldest first, as `relctl logs --json` shows them.
+
+        If event_logger does not answer within a second, they come from the files, marked ``"offline": True``; what
+        is only spooled is among them then, with ``"seq": None``.
 
         Args:
             component: only its events.

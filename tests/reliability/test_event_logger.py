@@ -292,9 +292,11 @@ def test_with_the_system_down_everything_is_kept_and_read_from_files(tmp_path: P
         emitted = system.relctl("--json", "emit", "INFO", "down", "t", "by relctl")
         assert emitted.returncode == 0
         assert json.loads(emitted.stdout)["spooled"] is True
-        (event,) = run(logger, logger.get_events(component="down", level="WARN", hours=1))
-        assert event["message"] == "while up"
-        assert event["offline"] is True
+        events = run(logger, logger.get_events(component="down", level="WARN", hours=1))
+        assert [(event["message"], event["seq"] is None) for event in events] == [
+            ("while up", False), ("while down", True), ("from a thread", True),
+        ]  # fmt: skip
+        assert all(event["offline"] for event in events)
         system.start()
         found = wait_for(system, "down", {"while up", "while down", "from a thread", "by relctl"})
         assert len(found) == 4
@@ -306,8 +308,11 @@ def test_where_no_system_was_ever_started(tmp_path: Path) -> None:
     logger = EventLogger(tmp_path / "data")
     told = run(logger, logger.log_event("INFO", "c", "t", "m"))
     assert told["spooled"] is True
+    (event,) = run(logger, logger.get_events())
+    assert (event["id"], event["seq"], event["offline"]) == (told["id"], None, True)
+    other = EventLogger(tmp_path / "other")
     with pytest.raises(ReliabilityError) as caught:
-        run(logger, logger.get_events())
+        run(other, other.get_events())
     assert caught.value.code == ErrorCode.NOT_RUNNING
     assert "relctl up" in caught.value.hint
 
