@@ -93,8 +93,8 @@ def salvage(
         apsw.Error: the new file cannot be written.
     """
     flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE | apsw.SQLITE_OPEN_URI
-    headed = None if _has_header(source) else _Headed(source, application_id)  # lives as long as the connection
     connection = apsw.Connection(target, flags=flags)
+    headed = _Headed(source, application_id)  # lives as long as the connection
     try:
         connection.pragma("page_size", PAGE_BYTES)
         connection.pragma("journal_mode", "MEMORY")
@@ -102,18 +102,12 @@ def salvage(
         connection.pragma("temp_store", "MEMORY")
         connection.pragma("application_id", application_id)
         connection.config(apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0)
+        # A damaged entry of the schema is passed over instead of hiding all others.
+        connection.config(apsw.SQLITE_DBCONFIG_WRITABLE_SCHEMA, 1)
         report = SalvageReport()
-        try:
-            # A damaged entry of the schema is passed over instead of hiding all others.
-            connection.config(apsw.SQLITE_DBCONFIG_WRITABLE_SCHEMA, 1)
-            vfs = "" if headed is None else f"&vfs={headed.name}"
-            connection.execute("ATTACH ? AS damaged", (f"file:{urllib.parse.quote(source)}?mode=ro{vfs}",))
-            connection.pragma("cell_size_check", True)
-            schema = _schema(connection)
-        except (*_UNREADABLE, apsw.SQLError, apsw.CantOpenError):
-            schema = []
+        location = f"file:{urllib.parse.quote(source)}?mode=ro"
+        schema = _attach(connection, location) or _attach(connection, f"{location}&vfs={headed.name}")
         report.schema_readable = bool(schema)
-        connection.config(apsw.SQLITE_DBCONFIG_WRITABLE_SCHEMA, 0)
         connection.set_progress_handler(must_stop, _PROGRESS_STEPS)
         _Salvage(connection, report, must_stop, progress).run(schema)
         connection.set_progress_handler(None)
@@ -162,10 +156,20 @@ class _HeadedFile(apsw.VFSFile):
         return data
 
 
-def _has_header(path: str) -> bool:
-    with open(path, "rb") as file:
-        header = file.read(18)
-    return header[:16] == _MAGIC and int.from_bytes(header[16:18]) == PAGE_BYTES
+def _attach(connection: apsw.Connection, location: str) -> list[tuple[str, str]]:
+    """Attach the damaged database and return its schema; if that cannot be read, nothing, and it is not attached."""
+    try:
+        connection.execute("ATTACH ? AS damaged", (location,))
+    except (*_UNREADABLE, apsw.SQLError, apsw.CantOpenError):
+        return []
+    try:
+        connection.pragma("cell_size_check", True)
+        if schema := _schema(connection):
+            return schema
+    except (*_UNREADABLE, apsw.SQLError, apsw.CantOpenError):
+        pass
+    connection.execute("DETACH damaged")
+    return []
 
 
 def _schema(connection: apsw.Connection) -> list[tuple[str, str]]:
@@ -214,10 +218,9 @@ class _Salvage:
     def _table(self, name: str) -> None:
         report = self._report.tables[name]
         columns = [row[1] for row in self._connection.execute("SELECT * FROM pragma_table_info(?, 'main')", (name,))]
-        listed = self._connection.execute("SELECT wr FROM pragma_table_list(?) WHERE schema = 'main'", (name,)).get
         self._probes = 0
         try:
-            if listed:
+            if self._has_no_rowid(name):
                 self._keyed(name, columns, report)
             else:
                 self._numbered(name, columns, report)
@@ -319,6 +322,13 @@ class _Salvage:
             "SELECT type, pk FROM pragma_table_info(?, 'main') WHERE name = ?", (name, column)
         ).fetchone()
         return row is not None and str(row[0]).upper() == "INTEGER" and row[1] == 1 and self._keys(name) == 1
+
+    def _has_no_rowid(self, name: str) -> bool:
+        try:
+            self._connection.execute(f'SELECT rowid FROM main."{name}" LIMIT 0')  # noqa: S608 - of a schema
+        except apsw.SQLError:
+            return True
+        return False
 
     def _keys(self, name: str) -> int:
         count: int = self._connection.execute("SELECT sum(pk > 0) FROM pragma_table_info(?, 'main')", (name,)).get
