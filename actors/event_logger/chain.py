@@ -10,7 +10,8 @@ chain behind it. (Who uses the owner's account has the key as well: against that
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import date
+from functools import lru_cache
 from typing import Any, Final
 
 import msgpack
@@ -20,6 +21,8 @@ from actors.runtime.digests import SHA256_BYTES, hmac_sha256, sha256
 
 GENESIS: Final = bytes(SHA256_BYTES)
 KEY_BYTES: Final = 32
+DAY_MS: Final = 86_400_000
+_EPOCH: Final = date(1970, 1, 1).toordinal()
 CLOCK_AHEAD_DAYS_MAX: Final = 7
 """A segment whose day is further ahead of the clock than this was named by a clock that went wrong."""
 
@@ -161,10 +164,15 @@ def parse_head(text: bytes) -> Head:
 
 def day_of(wall_ms: int) -> str:
     """Return the UTC day of a wall time; times that no calendar has are its first and its last day."""
+    return _day(wall_ms // DAY_MS)
+
+
+@lru_cache(2)
+def _day(number: int) -> str:
     try:
-        return datetime.fromtimestamp(wall_ms // 1000, UTC).strftime("%Y-%m-%d")
-    except (ValueError, OverflowError, OSError):
-        return "0001-01-01" if wall_ms < 0 else "9999-12-31"
+        return date.fromordinal(_EPOCH + number).isoformat()
+    except (ValueError, OverflowError):
+        return "0001-01-01" if number < 0 else "9999-12-31"
 
 
 def next_day(present: str | None, wall_ms: int, taken: Callable[[str], bool]) -> str | None:

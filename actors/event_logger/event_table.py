@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 
 import apsw
 
-from actors.event_logger.chain import GENESIS, Segment, close, day_of, link_all, next_day
+from actors.event_logger.chain import DAY_MS, GENESIS, Segment, close, day_of, link_all, next_day
 from actors.event_logger.files import LogFiles
 from actors.event_logger.records import Event
 from protocol.errors import LocalError
@@ -83,16 +83,20 @@ class EventTable:
         last = self.last(connection)
         seq = last.seq + 1 if first_seq is None else first_seq
         rows = link_all(last.hash, seq, events)
-        connection.execute("SAVEPOINT events")
+        several = len(rows) > 1  # one statement that fails leaves nothing behind, and needs no way back
+        if several:
+            connection.execute("SAVEPOINT events")
         try:
             connection.executemany(_INSERT, rows)
             stored = list(map(Stored, events, range(seq, seq + len(events)), repeat(True)))
         except apsw.ConstraintError:  # some are there already, which is rare
-            connection.execute("ROLLBACK TO events")
+            if several:
+                connection.execute("ROLLBACK TO events")
             stored = _placed(connection, events, seq)
             rows = link_all(last.hash, seq, [item.event for item in stored if item.new])
             connection.executemany(_INSERT, rows)
-        connection.execute("RELEASE events")
+        if several:
+            connection.execute("RELEASE events")
         if rows:
             self._enter(connection, last, seq)
         return stored
@@ -176,7 +180,7 @@ class EventTable:
         """
         connection.execute("UPDATE event_retention SET run_s = run_s + ?", (run_s,))
         run_total_s = connection.execute("SELECT run_s FROM event_retention").get
-        oldest_kept = day_of(self._wall_ms() - days_kept * 86_400_000)
+        oldest_kept = day_of(self._wall_ms() - days_kept * DAY_MS)
         closed = "retired = 0 AND last_seq IS NOT NULL"
         connection.execute(
             f"UPDATE event_days SET expired_at_run_s = NULL WHERE {closed} AND day >= ?",  # noqa: S608
