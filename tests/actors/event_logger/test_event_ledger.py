@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from actors.event_logger.filer import Filer
 from actors.event_logger.journals import JournalDrain
-from actors.event_logger.queries import read_events
+from actors.event_logger.queries import read_events, verify_log
 from actors.event_logger.records import EventFilter
 from actors.event_logger.store import SCHEMA, EventStore
 from actors.runtime.database import Database
@@ -34,7 +35,11 @@ def test_what_was_acknowledged_is_there_once_after_any_death(tmp_path: Path) -> 
 
     store = EventStore(Database(str(tmp_path / "reliability.db"), SCHEMA))
     JournalDrain(str(tmp_path / "journal"), store).drain(0)
+    filer = Filer(store.database.path, store.files)
+    while filer.catch_up().more:
+        continue
     store.database.close()
+    assert verify_log(str(tmp_path))["findings"] == []
     page = read_events(str(tmp_path / "reliability.db"), EventFilter(after_seq=0, limit=10**6), bytes_max=10**9)
     found = Counter(event["message"] for event in page["events"])
     assert [message for message in ledger if found[message] != 1] == []
