@@ -110,7 +110,8 @@ class EventLogger(Actor):
         self._reading = Reading(path)
         self._filing = Filing(Filer(path, store.files))
         self._verifying = Verifying(os.path.dirname(path), self._filing.rebuild)
-        self._retention = Retention(store, (events or EventsConfig()).retention_days, self._writing.submit)
+        days_kept = (events or EventsConfig()).retention_days
+        self._retention = Retention(store, days_kept, self._writing.submit, self._log)
         self._maintenance = Maintenance(path, wall_ms)
         self._trouble = TroubleReport()
         self._problem: DatabaseError | None = None
@@ -150,6 +151,9 @@ class EventLogger(Actor):
         self._retention.tick(now)
         self._wal.tick(now)
         self._maintenance.tick(now, self._writing.last_seq)
+
+    def _log(self, severity: Severity, event_type: str, message: str, **attributes: Any) -> None:
+        self._context.log(severity, event_type, message, **attributes)
 
     def on_drain(self, context: Context) -> bool:
         """Commit what was accepted, take in the journals once more, leave the WAL empty."""

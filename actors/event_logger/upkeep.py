@@ -89,15 +89,17 @@ class Filing:
 class Retention:
     """Retires old segments, slice by slice, through the thread that writes."""
 
-    def __init__(self, store: EventStore, days_kept: int, submit: Callable[..., None]) -> None:
-        """Keep `days_kept` days of `store`; `submit` runs a job where the store is written."""
+    def __init__(
+        self, store: EventStore, days_kept: int, submit: Callable[..., None], log: Callable[..., None]
+    ) -> None:
+        """Keep `days_kept` days of `store`; `submit` runs a job where the store is written, `log` tells of it."""
         self._store = store
         self._days_kept = days_kept
         self._submit = submit
         self._look_at: float | None = None
         self._looked_at = 0.0
         self._busy = False
-        self._retired: list[str] = []
+        self._log = log
 
     def tick(self, now: float) -> None:
         """Look, if it is time to."""
@@ -128,6 +130,9 @@ class Retention:
         if isinstance(outcome, Exception):
             self._next([])  # the next look goes on with it
         else:
+            if not outcome:
+                message = f"the events of {days[0]} were removed: they are older than {self._days_kept} days"
+                self._log(Severity.INFO, "events_retired", message, day=days[0], days_kept=self._days_kept)
             self._next(days if outcome else days[1:])
 
 

@@ -9,6 +9,7 @@ from typing import Any, Final, NoReturn
 
 import click
 
+from app.reliability._cli.audit import record
 from app.reliability._cli.commands import RelctlCommand, pass_session
 from app.reliability._cli.offline import banner, database, label
 from app.reliability._cli.output import Output, printable, size
@@ -63,6 +64,7 @@ def save(session: Session, name: str, file: Any, *, raw: bool) -> None:
     """
     payload, kind = _read(file, raw=raw)
     result = _save(session, name, payload, kind)
+    record(session, "checkpoint_saved", f"a checkpoint of {name} was saved by hand", name=name, id=result["id"])
     if session.output.json:
         session.output.document(result)
     elif result["spooled"]:

@@ -1,9 +1,12 @@
 """`relctl diagnostics`: pack what somebody needs who is to find out what went wrong here."""
 
+import os
 from typing import Final
 
 import click
 
+from actors.runtime.paths import DATABASE_FILE
+from app.reliability._cli.audit import record
 from app.reliability._cli.commands import RelctlCommand, pass_session
 from app.reliability._cli.output import printable, size
 from app.reliability._cli.session import Session
@@ -32,6 +35,8 @@ def diagnostics(session: Session, output: str | None) -> None:
         )
     finally:
         session.output.progress("")
+    if os.path.exists(os.path.join(session.data_dir, DATABASE_FILE)):  # else there is nobody yet to tell
+        record(session, "diagnostics_created", f"a diagnostics bundle was made: {result.path}", path=result.path)
     if session.output.json:
         missing = [{"what": failure.what, "why": failure.why} for failure in result.not_collected]
         session.output.document(

@@ -1,13 +1,17 @@
 """The actor and its files: written behind the commits, whole at a stop, verified and mended on request."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from actors.event_logger.actor import EventLogger
 from actors.event_logger.config import EventLoggerConfig
 from actors.event_logger.queries import verify_log
+from actors.event_logger.upkeep import LOOK_INTERVAL_S, Retention
 from actors.runtime.liveness import Board
+from protocol.severity import Severity
 from tests.actors.harness import Harness
 
 EVENT = {"severity": "INFO", "component": "shop", "event_type": "order_paid"}
@@ -74,3 +78,32 @@ def test_a_successor_goes_on_with_files_of_a_killed_one(logger: Harness, tmp_pat
     successor.stop()
     assert verify_log(str(tmp_path))["findings"] == []
     assert len(lines(tmp_path)) == 3
+
+
+class Shelf:
+    """A store of which two days have expired; the first takes two slices."""
+
+    def __init__(self) -> None:
+        self.slices = ["2026-01-01", "2026-01-01", "2026-01-02"]
+
+    def look_for_expired(self, _run_s: int, days_kept: int, _patience_s: float) -> list[str]:
+        return sorted(set(self.slices)) if days_kept == 90 else []
+
+    def retire(self, day: str, _patience_s: float) -> bool:
+        assert self.slices.pop(0) == day
+        return day in self.slices
+
+
+def test_each_day_that_is_removed_is_told_of_once() -> None:
+    told: list[tuple[Any, ...]] = []
+
+    def submit(_what: str, on_done: Callable[[Any], None], function: Callable[..., Any], *arguments: Any) -> None:
+        on_done(function(*arguments))
+
+    shelf: Any = Shelf()
+    retention = Retention(shelf, 90, submit, lambda *event, **attributes: told.append((*event[:2], attributes)))
+    for turn in range(5):
+        retention.tick(turn * LOOK_INTERVAL_S + 1.0)
+    assert told == [
+        (Severity.INFO, "events_retired", {"day": day, "days_kept": 90}) for day in ("2026-01-01", "2026-01-02")
+    ]
