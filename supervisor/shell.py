@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from actors.runtime import paths
-from actors.runtime.control_client import caller_name
+from actors.runtime.control_client import caller_name, unnamed
 from actors.runtime.identity import boot_id, own_identity
 from actors.runtime.journal import new_entry
 from actors.runtime.liveness import LAUNCHER_SLOT, ProcessRecord, ProcessState
@@ -412,7 +412,7 @@ class Shell:
         mode = "portable ports" if self._ground.portable else "POSIX ports"
         message = f"launcher {self._own.incarnation} began with {mode}; {len(taken.running)} processes were running"
         severity = Severity.NOTICE if taken.running else Severity.INFO
-        user = "" if self._settings.successor else caller_name() or "an unnamed user"
+        user = "" if self._settings.successor else caller_name() or unnamed()
         said = Say(severity, "launcher_started", f"{message}; started by {user or 'a survivor'}", LAUNCHER)
         self._records.say(said, successor=self._settings.successor, user=user)
         if taken.predecessor is not None:

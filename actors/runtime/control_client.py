@@ -91,6 +91,11 @@ def caller_name() -> str:
     return os.environ.get("SUDO_USER") or os.environ.get("USER") or os.environ.get("USERNAME") or ""
 
 
+def unnamed() -> str:
+    """Return what to call a caller whose name the environment does not say."""
+    return f"uid {os.getuid()}" if hasattr(os, "getuid") else "an unnamed user"
+
+
 def _token(run: RunInfo) -> str:
     try:
         with open(os.path.join(run.runtime_dir, TOKEN_FILE), "rb") as file:

@@ -70,6 +70,17 @@ def test_no_log_and_a_log_that_is_gone_are_told_apart(relctl: Relctl) -> None:
     assert relctl("logs", "verify").code == 12
 
 
+def test_files_that_are_to_come_are_waited_for_once(relctl: Relctl, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = {"kind": "missing", "seq": None, "where": "head", "message": "the head is missing"}
+    intact: dict[str, Any] = {"complete": True, "checked": 3, "finding_count": 0, "findings": [], "spoilt_days": []}
+    young = intact | {"finding_count": 1, "findings": [missing]}
+    for reports, code in (([young, intact], 0), ([young, young], 12)):
+        looks = iter(reports)
+        monkeypatch.setattr(queries, "verify_log", lambda _data_dir, _stop, looks=looks: next(looks))
+        assert relctl("logs", "verify").code == code
+        assert next(looks, None) is None
+
+
 def test_too_little_time_is_no_verdict(relctl: Relctl, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     given: dict[str, Any] = {"complete": False, "checked": 3, "finding_count": 0, "findings": [], "spoilt_days": []}
     monkeypatch.setattr(queries, "verify_log", lambda _data_dir, _stop: given)

@@ -4,7 +4,7 @@ import os
 import time
 from typing import Any, Final
 
-from actors.runtime.control_client import caller_name
+from actors.runtime.control_client import caller_name, unnamed
 from app.reliability._cli.session import Session
 from protocol.errors import ReliabilityError
 from protocol.ids import RANDOMNESS_BYTES, uuid7
@@ -20,7 +20,7 @@ def record(session: Session, event_type: str, message: str, **attributes: Any) -
 
     What is done is done: if neither takes the entry, people are told, and the command goes on.
     """
-    user = caller_name() or "an unnamed user"
+    user = caller_name() or unnamed()
     now_ms = time.time_ns() // 1_000_000
     event = {
         "severity": Severity.NOTICE.name,
