@@ -23,7 +23,7 @@ STATE_TOPIC: Final = "state.events"
 """``{"last_seq"}``: tells a follower that missed events how far to fetch them."""
 DRAIN_RETRY_S: Final = 1.0
 
-_RETRIED: Final = frozenset({Problem.LOCKED, Problem.REPLACED})
+_RETRIED: Final = frozenset({Problem.LOCKED, Problem.REPAIRING, Problem.REPLACED})
 """Troubles that pass by themselves within a caller's patience."""
 
 

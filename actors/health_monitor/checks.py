@@ -12,7 +12,7 @@ from actors.health_monitor.queries import read_probe
 from actors.health_monitor.store import SCHEMA, write_probe
 from actors.runtime.database import Database
 from actors.runtime.database_guard import REPAIRED_SUFFIX
-from actors.runtime.database_problem import DatabaseError
+from actors.runtime.database_problem import DatabaseError, Problem
 from actors.runtime.database_report import describe, last_repair
 from protocol.limits import KIB, MIB
 
@@ -115,7 +115,7 @@ class DatabaseCheck:
         """Write a row and read it back, and tell how long that took."""
         began = time.monotonic()
         try:
-            write_probe(self._database, time.time_ns() // 1_000_000, self._patience_s)
+            self._write()
             written = time.monotonic()
             read_probe(self._path)
         except DatabaseError as error:
@@ -127,6 +127,15 @@ class DatabaseCheck:
         if repair:
             message, status = f"{message}; {repair}", Status.WARNING
         return Observation(message, round(write_s + read_s, 6), "s", status, {"latency": max(write_s, read_s)})
+
+    def _write(self) -> None:
+        try:
+            write_probe(self._database, time.time_ns() // 1_000_000, self._patience_s)
+        except DatabaseError as error:
+            if error.problem is not Problem.REPLACED:
+                raise
+            # After a repair there is another file, which is what is looked at from now on.
+            write_probe(self._database, time.time_ns() // 1_000_000, self._patience_s)
 
 
 def recent_repair(path: str, now_ms: int) -> str:

@@ -163,8 +163,8 @@ class Database:
         `work` may run several times and must have no effect but on the database.
 
         Raises:
-            DatabaseError: nothing was written; only after `Problem.IO` it may be there nevertheless, whole (the disk may
-                have kept what it said that it could not).
+            DatabaseError: nothing was written; only after `Problem.IO` it may be there nevertheless, whole (the disk
+                may have kept what it said that it could not).
         """
         deadline = self._clock() + patience_s
         attempt = 0

@@ -20,9 +20,13 @@ from actors.runtime.database import PAGE_BYTES
 SLICE_ROWS_MAX: Final = 10_000
 PROBES_MAX: Final = 200_000
 """Statements spent in damaged ranges of one table; past it the rest of them counts as lost."""
-BARREN_SLICES_MAX: Final = 3
-"""Slices in a row that yield nothing, after which a table whose end cannot be read counts as over."""
+DAMAGED_ROWS_MAX: Final = 1000
+"""Rowids of which each is tried where there is damage; if all of them are lost, strides are taken past it."""
+_ROWID_MAX: Final = 2**63 - 1
 _PROGRESS_STEPS: Final = 20_000
+_WRITING: Final = frozenset(
+    {apsw.SQLITE_IOERR_WRITE, apsw.SQLITE_IOERR_FSYNC, apsw.SQLITE_IOERR_TRUNCATE, apsw.SQLITE_IOERR_DELETE}
+)
 _MAGIC: Final = b"SQLite format 3\0"
 _HEADER: Final = struct.Struct(">16sHBBBBBBIIIIIIIIIII")
 """The first 72 bytes of a database file without its application_id (https://www.sqlite.org/fileformat.html)."""
@@ -156,6 +160,11 @@ class _HeadedFile(apsw.VFSFile):
         return data
 
 
+def _is_of_target(error: BaseException) -> bool:
+    """Tell whether an error is one of writing: then it is the new file's, and nothing may count as lost for it."""
+    return isinstance(error, apsw.IOError) and getattr(error, "extendedresult", 0) in _WRITING
+
+
 def _attach(connection: apsw.Connection, location: str) -> list[tuple[str, str]]:
     """Attach the damaged database and return its schema; if that cannot be read, nothing, and it is not attached."""
     try:
@@ -176,9 +185,9 @@ def _schema(connection: apsw.Connection) -> list[tuple[str, str]]:
     """Return name and statement of what can be found, tables before indexes."""
     found: dict[str, tuple[str, str]] = {}
     for order in ("ASC", "DESC"):  # from both ends, as far as each goes
-        rows = connection.execute(f"SELECT type, name, sql FROM damaged.sqlite_schema ORDER BY rowid {order}")  # noqa: S608
+        select = f"SELECT type, name, sql FROM damaged.sqlite_schema ORDER BY rowid {order}"  # noqa: S608
         try:
-            for kind, name, sql in rows:
+            for kind, name, sql in connection.execute(select):
                 usable = isinstance(sql, str) and isinstance(name, str) and sql.startswith(_CREATE)
                 if kind in {"table", "index"} and usable and not name.startswith("sqlite_"):
                     found.setdefault(name, (kind, sql))
@@ -212,6 +221,10 @@ class _Salvage:
                     self._connection.execute(sql)
             except apsw.InterruptError:
                 self._report.complete = False
+            except _UNREADABLE as error:
+                if _is_of_target(error):
+                    raise
+                self._report.tables.setdefault(name, TableReport()).lost = None
             except (apsw.SQLError, *_REFUSED):
                 self._report.refused.append(name)
 
@@ -243,25 +256,40 @@ class _Salvage:
                 " WHERE rowid BETWEEN ? AND ? ORDER BY rowid LIMIT ?"
             )
         first, last = self._edge(name, "min"), self._edge(name, "max")
-        position = first if first is not None else 0
-        barren = 0
+        # The first key of a damaged page may be any number: ours begin at 0 or 1.
+        position = min(first, 1) if first is not None else 0
         while last is None or position <= last:
-            end = 2**63 - 1 if last is None else last
+            end = _ROWID_MAX if last is None else last
             count = self._copy(copy, position, end, SLICE_ROWS_MAX)
             if count is not None:
                 report.rows += count
                 if count < SLICE_ROWS_MAX:
                     return
                 position = self._last_rowid(name) + 1
-                barren = 0
                 self._progress(name, report.rows)
                 continue
-            end = min(position + SLICE_ROWS_MAX - 1, end)
-            barren = 0 if self._halve(copy, position, end, report) else barren + 1
-            if last is None and barren >= BARREN_SLICES_MAX:
-                report.lost = None
-                return
-            position = end + 1
+            end = min(position + DAMAGED_ROWS_MAX - 1, end)
+            position, saved = end + 1, self._halve(copy, position, end, report)
+            if not saved:
+                found = self._readable_from(name, position, last)
+                report.lost = None if found != position else report.lost
+                if found is None:
+                    return
+                position = found
+
+    def _readable_from(self, name: str, position: int, last: int | None) -> int | None:
+        """Return a place behind damage from which on rows can be read again; None if there is none, or no time."""
+        statement = f'SELECT rowid FROM damaged."{name}" WHERE rowid >= ? ORDER BY rowid LIMIT 1'  # noqa: S608 - of a schema
+        stride = 1
+        while position <= (_ROWID_MAX if last is None else last) and self._probes <= PROBES_MAX:
+            self._probes += 1
+            try:
+                found: int | None = self._connection.execute(statement, (position,)).get
+                return found
+            except _UNREADABLE:
+                position += stride
+                stride *= 2
+        return None
 
     def _copy(self, statement: str, first: int, last: int, limit: int) -> int | None:
         """Copy one range and return how many rows that were; None if it has damage."""
@@ -273,7 +301,7 @@ class _Salvage:
         except BaseException as error:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
-            if isinstance(error, (*_UNREADABLE, *_REFUSED)):
+            if isinstance(error, (*_UNREADABLE, *_REFUSED)) and not _is_of_target(error):
                 return None
             raise
         return self._connection.total_changes() - before
@@ -350,14 +378,16 @@ class _Salvage:
         insert = f'INSERT OR IGNORE INTO main."{name}" ({names}) VALUES ({", ".join("?" * len(columns))})'  # noqa: S608
         for order in ("", " DESC"):
             by = ", ".join(key + order for key in keys)
-            found = self._connection.execute(f'SELECT {names} FROM damaged."{name}" ORDER BY {by}')  # noqa: S608 - of a schema
+            select = f'SELECT {names} FROM damaged."{name}" ORDER BY {by}'  # noqa: S608 - of a schema
             try:
-                for row in found:
+                for row in self._connection.execute(select):
                     try:
                         report.rows += self._added(insert, row)
                     except _REFUSED:
                         report.lost = None if report.lost is None else report.lost + 1
-            except _UNREADABLE:
+            except _UNREADABLE as error:
+                if _is_of_target(error):
+                    raise
                 report.lost = None
                 continue
             return

@@ -327,8 +327,9 @@ def test_a_power_cut_during_the_recovery_from_a_power_cut(made: Callable[[], Pat
 
 
 @pytest.mark.parametrize("persistent", [False, True], ids=["once", "from then on"])
+@pytest.mark.parametrize("kind", ERRORS)
 def test_whichever_operation_of_a_repair_fails_the_next_repair_saves_all(
-    persistent: bool, made: Callable[[], Path]
+    persistent: bool, kind: str, made: Callable[[], Path]
 ) -> None:
     def repair(path: str) -> object:
         return Repair(path, None, lambda: False, lambda *_, **__: None).run("a test", certain=True)
@@ -341,7 +342,7 @@ def test_whichever_operation_of_a_repair_fails_the_next_repair_saves_all(
         for step in range(STEPS):
             work.step(step)
         work.database.close()
-        faults = Faults(fail_at=number, persistent=persistent, error=ERRORS["full"])
+        faults = Faults(fail_at=number, persistent=persistent, error=ERRORS[kind])
         with installed(faults):
             with suppress(DatabaseError):
                 repair(path)

@@ -384,3 +384,23 @@ def test_a_frozen_writer_keeps_the_file_until_it_is_killed(path: str) -> None:
     assert repair(path, certain=True)["lost"] == 0
     assert counts(path)["notes"] == ROWS
     assert json.loads(Path(path + REPAIRED_SUFFIX).read_text())["rows"] >= ROWS
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_a_third_of_all_pages_gone_is_salvaged_in_little_time(path: str, seed: int) -> None:
+    fill(path)
+    rng = random.Random(seed)
+    with open(path, "r+b") as file:
+        for page in range(2, os.stat(path).st_size // PAGE + 1):
+            if page % 3 == seed % 3:
+                file.seek((page - 1) * PAGE + rng.choice([0, 8, 100]))
+                file.write(rng.randbytes(rng.choice([3, 100, 2000])))
+    began = time.monotonic()
+    result = repair(path, certain=True)
+    assert time.monotonic() - began < 20
+    assert result["complete"] in (True, False)
+    with reading(path) as connection:
+        assert connection.execute("PRAGMA integrity_check").get == "ok"
+    assert sum(counts(path).values()) == sum(
+        table["rows"] for name, table in result["tables"].items() if name in ("notes", "plain", "keyed", "others")
+    )  # type: ignore[attr-defined]
