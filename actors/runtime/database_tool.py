@@ -14,6 +14,7 @@ SIGTERM, SIGINT and, with ``--attached``, the end of the standard input make it 
 import argparse
 import json
 import os
+import random
 import shutil
 import signal
 import sys
@@ -35,6 +36,8 @@ BUILD_SHARE: Final = 0.45
 """Part of that in which VACUUM has to have built its copy; putting the pages back takes somewhat longer than that."""
 WAIT_S: Final = 1.0
 """How long the tool itself waits for others' locks."""
+PATIENCE_S: Final = 3.0
+"""How long it tries again."""
 VACUUM_PERCENT_MIN: Final = 10.0
 VACUUM_BYTES_MIN: Final = 1024 * 1024
 """Free pages from which on VACUUM pays: a tenth of the file, and a MiB."""
@@ -211,6 +214,23 @@ class Tool:
 
     # --- parts ---
 
+    def patiently(self, operation: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Run an operation, and again from its beginning while others are in its way, for `PATIENCE_S` at most.
+
+        SQLite's own waiting is not enough: in a rollback journal's mode it gives up at once where two would wait for
+        each other.
+        """
+        until = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                return operation()
+            except apsw.BusyError:
+                if time.monotonic() > until or self._stop.wanted:
+                    raise
+            if self._stop.connection is not None:
+                self._stop.connection.close(True)
+            time.sleep(random.uniform(0.01, 0.1))
+
     def _analyze(self, connection: apsw.Connection, statement: str) -> bool:
         """Run a statement that takes the write lock; False if it was interrupted at the bound."""
         self._interrupt_at = time.monotonic() + self._lock_s
@@ -318,7 +338,7 @@ def main(argv: list[str]) -> int:
         "repair": lambda: tool.repair(options.reason, options.journal, certain=options.certain),
     }
     try:
-        result = operations[options.operation]()
+        result = tool.patiently(operations[options.operation])
     except ReliabilityError as error:
         return _fail(error)
     except apsw.Error as error:
