@@ -16,6 +16,12 @@ GRACE_S = 2.0
 """A process that has been killed may take this long to be gone."""
 
 
+def pytest_configure() -> None:
+    """Let Ctrl-C reach what the tests start, also where the shell started pytest in the background, which ignores it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def children() -> set[int]:
     """Direct children of this process that are not zombies of a `Popen` still to be collected."""
     found = set()

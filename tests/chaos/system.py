@@ -133,6 +133,10 @@ class System:
         except (OSError, BoardError, AssertionError):
             return False
 
+    def replaced(self, name: str, pid: int) -> bool:
+        """Whether another process than `pid`, which may be about to die, is ready as `name`."""
+        return self.ready(name) and self.pid(name) not in (0, pid)
+
     def wait_whole(self, timeout_s: float) -> float:
         """Wait until every process is ready and answers; return how long that took."""
         start = time.monotonic()

@@ -111,7 +111,7 @@ def kill(system: System, hosts: Hosts, names: tuple[str, ...], draw: random.Rand
             os.kill(before[name], signal.SIGKILL)
     for name in names:
         wait_until(
-            lambda name=name: system.ready(name) and system.pid(name) != before[name], PATIENCE_S, f"{name} again"
+            lambda name=name: system.replaced(name, before[name]), PATIENCE_S, f"{name} again"
         )
 
 

@@ -109,7 +109,7 @@ def test_down_works_after_a_survivor_replaced_the_launcher(portable: bool) -> No
     with running(portable=portable, config=CONFIG) as system:
         first = system.pid("launcher")
         os.kill(first, signal.SIGKILL)
-        wait_until(lambda: system.ready("launcher") and system.pid("launcher") != first, 5, "a new launcher")
+        wait_until(lambda: system.replaced("launcher", first), 5, "a new launcher")
         system.stop()
 
 
@@ -162,7 +162,7 @@ def test_evidence_of_a_hang_is_kept_with_the_restart() -> None:
     with running(config=CONFIG) as system:
         pid = system.pid("health_monitor")
         system.signal("health_monitor", signal.SIGSTOP)
-        wait_until(lambda: system.ready("health_monitor") and system.pid("health_monitor") != pid, 6, "replaced")
+        wait_until(lambda: system.replaced("health_monitor", pid), 6, "replaced")
 
         def told() -> bool:
             status = json.loads(system.relctl("--json", "restart-status", "health_monitor").stdout)

@@ -15,7 +15,7 @@ def kill_until_quarantined(system: System, name: str) -> None:
     for _ in range(3):
         pid = system.pid(name)
         system.signal(name, signal.SIGKILL)
-        wait_until(lambda pid=pid: system.ready(name) and system.pid(name) != pid, 10, f"{name} back")
+        wait_until(lambda pid=pid: system.replaced(name, pid), 10, f"{name} back")
     system.signal(name, signal.SIGKILL)
     wait_until(lambda: system.state(name) == "quarantined", 5, f"{name} quarantined")
 
@@ -49,7 +49,7 @@ def test_the_fourth_failure_quarantines_until_a_person_restarts_it(portable: boo
 
         launcher = system.pid("launcher")
         os.kill(launcher, signal.SIGKILL)
-        wait_until(lambda: system.ready("launcher") and system.pid("launcher") != launcher, 5, "a new launcher")
+        wait_until(lambda: system.replaced("launcher", launcher), 5, "a new launcher")
         assert system.state("health_monitor") == "quarantined"
         assert quarantined(system, "health_monitor")
 
@@ -75,11 +75,11 @@ def test_a_quarantined_process_is_tried_again_when_the_oldest_restart_ages_out()
     with running(config="restart_max = 1\nrestart_period_s = 4\nhang_timeout_s = 2\n") as system:
         first = system.pid("health_monitor")
         system.signal("health_monitor", signal.SIGKILL)
-        wait_until(lambda: system.ready("health_monitor") and system.pid("health_monitor") != first, 5, "back")
+        wait_until(lambda: system.replaced("health_monitor", first), 5, "back")
         second = system.pid("health_monitor")
         system.signal("health_monitor", signal.SIGKILL)
         wait_until(lambda: system.state("health_monitor") == "quarantined", 3, "quarantined")
-        wait_until(lambda: system.ready("health_monitor") and system.pid("health_monitor") != second, 8, "tried again")
+        wait_until(lambda: system.replaced("health_monitor", second), 8, "tried again")
         system.stop()
 
 
@@ -87,7 +87,7 @@ def test_only_the_broker_is_charged_when_the_broker_dies() -> None:
     with running(config="hang_timeout_s = 2\n") as system:
         pid = system.pid("broker")
         system.signal("broker", signal.SIGKILL)
-        wait_until(lambda: system.ready("broker") and system.pid("broker") != pid, 5, "broker back")
+        wait_until(lambda: system.replaced("broker", pid), 5, "broker back")
         system.wait_whole(5)
         used = {record.name: record.restarts_in_period for _, record in system.board.occupied()}
         assert used == dict.fromkeys(PROCESSES, 0) | {"broker": 1}

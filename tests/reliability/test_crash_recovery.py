@@ -329,7 +329,7 @@ def test_a_frozen_checkpointer_holds_nobody_up(system: System) -> None:
         assert made.spooled
         assert time.monotonic() - began < 2.0
         assert await manager.recover_from_crash() == {"n": 1}
-        wait_until(lambda: system.ready("checkpointer") and system.pid("checkpointer") != pid, 10, "freed")
+        wait_until(lambda: system.replaced("checkpointer", pid), 10, "freed")
         await asyncio.sleep(1.0)
         made = await manager.create_checkpoint({"n": 2})
         assert made.seq == 3
@@ -438,7 +438,7 @@ def test_a_checkpointer_frozen_inside_its_transaction_is_freed_and_nothing_is_mi
         for name, op in (("event_logger", "query"), ("health_monitor", "health"), ("watchdog", "ping")):
             await asyncio.to_thread(system.client.call, name, op, timeout=1.0)
         freed = asyncio.to_thread(
-            wait_until, lambda: system.ready("checkpointer") and system.pid("checkpointer") != pid, 10, "freed"
+            wait_until, lambda: system.replaced("checkpointer", pid), 10, "freed"
         )
         await freed
         await asyncio.sleep(1.5)
