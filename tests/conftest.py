@@ -17,7 +17,7 @@ GRACE_S = 2.0
 
 
 def pytest_configure() -> None:
-    """Let Ctrl-C reach what the tests start, also where the shell started pytest in the background, which ignores it."""
+    """Let Ctrl-C reach what the tests start, also where pytest was started in the background, which ignores it."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

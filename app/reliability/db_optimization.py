@@ -75,8 +75,8 @@ class DatabaseOptimizer:
         """Rebuild the file without its free pages.
 
         VACUUM holds the write lock from beginning to end. If that would last longer than `lock_s` it is interrupted,
-        everything is as before, and the result says so: ``{"vacuumed": False, "reason": "too_long"}`` (a process that has
-        to be ended at the bound in the very moment of its commit may have done it after all: whole, or not at all).
+        everything is as before, and the result says so: ``{"vacuumed": False, "reason": "too_long"}`` (a process that
+        has to be ended in the very moment of its commit may have done it after all: whole, or not at all).
 
         Args:
             only_if_it_pays: do nothing unless a tenth of the file (and a MiB) would be freed and there is space for it.

@@ -110,9 +110,7 @@ def kill(system: System, hosts: Hosts, names: tuple[str, ...], draw: random.Rand
         if before[name]:
             os.kill(before[name], signal.SIGKILL)
     for name in names:
-        wait_until(
-            lambda name=name: system.replaced(name, before[name]), PATIENCE_S, f"{name} again"
-        )
+        wait_until(lambda name=name: system.replaced(name, before[name]), PATIENCE_S, f"{name} again")
 
 
 def kill_everybody(system: System, hosts: Hosts) -> None:

@@ -437,9 +437,7 @@ def test_a_checkpointer_frozen_inside_its_transaction_is_freed_and_nothing_is_mi
         pid = await asyncio.to_thread(freeze_in_a_transaction, system)
         for name, op in (("event_logger", "query"), ("health_monitor", "health"), ("watchdog", "ping")):
             await asyncio.to_thread(system.client.call, name, op, timeout=1.0)
-        freed = asyncio.to_thread(
-            wait_until, lambda: system.replaced("checkpointer", pid), 10, "freed"
-        )
+        freed = asyncio.to_thread(wait_until, lambda: system.replaced("checkpointer", pid), 10, "freed")
         await freed
         await asyncio.sleep(1.5)
         ended.set()
