@@ -1,8 +1,8 @@
 """event_logger at work: requests in, groups committed, journals drained, the WAL checkpointed, events published.
 
 Wired here from `writing` (the worker thread commits), `reading` (the reader answers queries), `wal_keeping` (the
-checkpointer moves the WAL into the database) and `upkeep` (the filer writes the files behind the table): threads of
-their own, so that none waits for another's disk.
+checkpointer moves the WAL into the database), `upkeep` (the filer writes the files behind the table) and
+`search_follower` (the search index follows the table): threads of their own, so that none waits for another's disk.
 """
 
 import os
@@ -18,6 +18,9 @@ from actors.event_logger.queries import query, read_restarts, restart_status
 from actors.event_logger.reading import Reading
 from actors.event_logger.records import derived_id, parse_event, parse_events, parse_restart
 from actors.event_logger.rows import parse_rows
+from actors.event_logger.search_follower import SearchFollower
+from actors.event_logger.search_index import SearchIndex
+from actors.event_logger.searching import SEARCH_FILE
 from actors.event_logger.spooled import Spooled
 from actors.event_logger.store import SCHEMA, EventStore
 from actors.event_logger.upkeep import Filing, Retention
@@ -35,7 +38,7 @@ from protocol.severity import Severity
 
 PUBLISH_BURST_S: Final = 2.0
 
-_CONTAINED: Final = "contained in message, component, type or attributes, in any case"
+_CONTAINED: Final = "contained, as it stands and in any case of its letters, in message, component, type or attributes"
 _FILTERS: Final = {
     "text": f"str? {_CONTAINED}",
     "component": "str?",
@@ -111,6 +114,8 @@ class EventLogger(Actor):
         self._filing = Filing(Filer(path, store.files))
         self._verifying = Verifying(os.path.dirname(path), self._filing.rebuild)
         days_kept = (events or EventsConfig()).retention_days
+        search_path = os.path.join(os.path.dirname(path), SEARCH_FILE)
+        self._search = SearchFollower(SearchIndex(search_path, path))
         self._retention = Retention(store, days_kept, self._writing.submit, self._log)
         self._maintenance = Maintenance(path, wall_ms)
         self._trouble = TroubleReport()
@@ -139,7 +144,15 @@ class EventLogger(Actor):
     def on_start(self, context: Context) -> None:
         """Begin; the first drain opens the database."""
         self._context = context
-        for part in (self._writing, self._spooled, self._reading, self._wal, self._filing, self._maintenance):
+        for part in (
+            self._writing,
+            self._spooled,
+            self._reading,
+            self._wal,
+            self._filing,
+            self._search,
+            self._maintenance,
+        ):
             part.start(context)
         self._verifying.start(context)
 
@@ -149,6 +162,7 @@ class EventLogger(Actor):
         self._spooled.tick(now)
         self._filing.tick(now, self._writing.last_seq)
         self._retention.tick(now)
+        self._search.tick(now, self._writing.last_seq)
         self._wal.tick(now)
         self._maintenance.tick(now, self._writing.last_seq)
 
@@ -173,6 +187,7 @@ class EventLogger(Actor):
                 "pending": self._writing.pending_events,
                 **self._filing.status(),
             },
+            "search": self._search.status(),
             "spool": self._spooled.status(),
             "reads": self._reading.status(),
             "maintenance": self._maintenance.status(),
@@ -197,7 +212,7 @@ class EventLogger(Actor):
         return self._writing.record(entry, request)
 
     def _query(self, request: Request) -> object:
-        return self._reading.answer(request, query, request.arguments)
+        return self._reading.answer(request, query, request.arguments, then=self._search.on_answer)
 
     def _restart_status(self, request: Request) -> object:
         name = request.arguments.get("name")
@@ -216,6 +231,7 @@ class EventLogger(Actor):
         self._problem = outcome if isinstance(outcome, DatabaseError) else None
         if self._problem is None:
             self._filing.ready()
+            self._search.ready()
         match self._trouble.note(failed=self._problem is not None, now=self._context.now()):
             case Trouble.BEGAN if self._problem is not None:
                 message = f"events cannot be written: {self._problem.message}"
@@ -233,6 +249,7 @@ class EventLogger(Actor):
         while self._is_working():
             yield False
         self._filing.tick(self._context.now(), self._writing.last_seq)
+        self._search.stop()
         while self._is_working():
             yield False
         self._wal.checkpoint(truncate=True)
@@ -240,5 +257,5 @@ class EventLogger(Actor):
             yield False
 
     def _is_working(self) -> bool:
-        parts = (self._writing, self._spooled, self._wal, self._filing, self._maintenance)
+        parts = (self._writing, self._spooled, self._wal, self._filing, self._search, self._maintenance)
         return not all(part.idle for part in parts)

@@ -1,11 +1,14 @@
 """Reading the event log: for the actor itself, and for relctl when no actor answers. Connections are READONLY."""
 
-from collections.abc import Callable, Iterable, Sequence
+import os
+import time
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import apsw
 
 from actors.event_logger.records import Event, EventFilter, event_document, format_timestamp, parse_filter
+from actors.event_logger.searching import SEARCH_FILE, Conditions, Search
 from actors.runtime.database import READ_S_MAX, reading
 from actors.runtime.liveness import LauncherRecord, ProcessState
 from protocol.errors import ErrorCode, LocalError
@@ -14,17 +17,18 @@ from protocol.severity import Severity
 
 RESULT_BYTES_MAX: Final = 160 * KIB
 """What one reply on the control lane carries, with room for its encoding."""
+SEQ_MAX: Final = 2**63 - 1
 HISTORY_MAX: Final = 50
 """Restarts returned for one process, the newest."""
 _SELECT: Final = "SELECT seq, id, timestamp_ms, severity, component, event_type, message, attributes FROM events"
-_LIKE_ESCAPE: Final = "\\"
 
 
 def read_events(path: str, wanted: EventFilter, *, bytes_max: int = RESULT_BYTES_MAX) -> dict[str, Any]:
-    """Return ``{"events": [...], "more": bool}`` from the database at `path`.
+    """Return ``{"events": [...], "more": bool, "next_seq": int | None}`` from the database at `path`.
 
     Of more events than fit, those that the limit would drop first are left out and `more` is true; ask again with
-    `before_seq` (or `after_seq`, if that was given) to get them.
+    `next_seq` as `before_seq` (or as `after_seq`, if that was given) to get them. A search for a text says in `index`
+    how far the index helped (`Search`), and stops after a while: `more` is true then, even if no event was found yet.
 
     Raises:
         DatabaseError: it cannot be read.
@@ -33,6 +37,9 @@ def read_events(path: str, wanted: EventFilter, *, bytes_max: int = RESULT_BYTES
     with reading(path, READ_S_MAX) as connection:
         if wanted.grep is not None:
             _load_regexp(connection, wanted.grep)
+        if wanted.text is not None:
+            index_path = os.path.join(os.path.dirname(path), SEARCH_FILE)
+            return Search(connection, index_path, wanted, _conditions(wanted), bytes_max).run(time.monotonic)
         statement, values = _statement(wanted)
         documents: list[dict[str, Any]] = []
         size_bytes = 0
@@ -44,9 +51,10 @@ def read_events(path: str, wanted: EventFilter, *, bytes_max: int = RESULT_BYTES
                 more = True
                 break
             documents.append(event_document(seq, event))
+    next_seq = documents[-1]["seq"] if more and documents else None
     if wanted.reverse != (wanted.after_seq is None):
         documents.reverse()
-    return {"events": documents, "more": more}
+    return {"events": documents, "more": more, "next_seq": next_seq}
 
 
 def query(path: str, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -145,7 +153,18 @@ def restart_status(
     return {"processes": processes}
 
 
-def _statement(wanted: EventFilter) -> tuple[str, Sequence[object]]:
+def _statement(wanted: EventFilter) -> tuple[str, tuple[object, ...]]:
+    conditions = _conditions(wanted)
+    order = "DESC" if wanted.after_seq is None else "ASC"
+    after_seq = -1 if wanted.after_seq is None else wanted.after_seq
+    before_seq = SEQ_MAX if wanted.before_seq is None else wanted.before_seq
+    # Text is put together from constants; every value is bound.
+    statement = f"{_SELECT} WHERE seq > ? AND seq < ? AND {conditions.sql} ORDER BY seq {order} LIMIT ?"
+    return statement, (after_seq, before_seq, *conditions.values, wanted.limit + 1)
+
+
+def _conditions(wanted: EventFilter) -> Conditions:
+    """Return what is asked of an event whatever its place and its text."""
     conditions: list[tuple[str, object]] = []
     if wanted.component is not None:
         conditions.append(("component = ?", wanted.component))
@@ -157,26 +176,10 @@ def _statement(wanted: EventFilter) -> tuple[str, Sequence[object]]:
         conditions.append(("severity >= ?", int(wanted.low)))
     if wanted.high < Severity.FATAL:
         conditions.append(("severity <= ?", int(wanted.high)))
-    if wanted.after_seq is not None:
-        conditions.append(("seq > ?", wanted.after_seq))
-    if wanted.before_seq is not None:
-        conditions.append(("seq < ?", wanted.before_seq))
-    if wanted.text is not None:
-        searched = "message || char(10) || event_type || char(10) || component || char(10) || attributes"
-        conditions.append((f"{searched} LIKE ? ESCAPE '{_LIKE_ESCAPE}'", f"%{_escape_like(wanted.text)}%"))
     if wanted.grep is not None:
         conditions.append(("message REGEXP ?", wanted.grep))
-    where = " AND ".join(text for text, _ in conditions) or "TRUE"
-    order = "DESC" if wanted.after_seq is None else "ASC"
-    # Text is put together from constants above; every value is bound.
-    statement = f"{_SELECT} WHERE {where} ORDER BY seq {order} LIMIT ?"
-    return statement, [*(value for _, value in conditions), wanted.limit + 1]
-
-
-def _escape_like(text: str) -> str:
-    for character in (_LIKE_ESCAPE, "%", "_"):
-        text = text.replace(character, _LIKE_ESCAPE + character)
-    return text
+    sql = " AND ".join(text for text, _ in conditions) or "TRUE"
+    return Conditions(sql, tuple(value for _, value in conditions))
 
 
 def _load_regexp(connection: apsw.Connection, pattern: str) -> None:

@@ -122,7 +122,7 @@ class EventFilter:
         low: lowest level.
         high: highest level.
         grep: regular expression that the message must match.
-        text: text that message, component, type or attributes must contain, whatever the case of its ASCII letters.
+        text: text that message, component, type or attributes must contain, whatever the case of its letters.
         after_seq: only later ones; counted against `limit` from the oldest of them on.
         before_seq: only earlier ones.
         limit: how many at most.

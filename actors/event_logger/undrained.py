@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import apsw
 
+from actors.event_logger.folding import fold, holds
 from actors.event_logger.records import Event, EventFilter, JournalEntry, event_document, parse_journal_entries
 from actors.event_logger.spooled import parse_spooled
 from actors.runtime.database import READ_S_MAX, reading
@@ -103,8 +104,7 @@ def _matches(event: Event, wanted: EventFilter) -> bool:
         return False
     if not wanted.low <= event.severity <= wanted.high:
         return False
-    searched = "\n".join((event.message, event.event_type, event.component, event.attributes))
-    return wanted.text is None or wanted.text.lower() in searched.lower()
+    return wanted.text is None or holds(event, fold(wanted.text))
 
 
 def _grep(events: list[Event], pattern: str) -> list[Event]:
