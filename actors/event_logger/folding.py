@@ -6,7 +6,7 @@ rule an event out by a pattern from here, never in.
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Final
 
@@ -39,6 +39,7 @@ _LETTERS: Final = (
     (0x1E900, 0x1E950),
 )
 """Where Unicode has letters of two cases, and what stands for a character that is none."""
+_ASKED_AT_ONCE: Final = 256
 _ASCII_WITH_RELATIVES: Final = "ks"
 """Letters of ASCII that other characters fold to: the Kelvin sign and the long s."""
 
@@ -84,23 +85,34 @@ def match_all(tokens: Sequence[str]) -> str:
 
 def folding_version() -> int:
     """Return a number that changes if a SQLite folds otherwise: an index that was written under another is useless."""
-    return zlib.crc32(repr(sorted(_ask().items())).encode())
+    version = 0
+    for _, folded in _ask():
+        version = zlib.crc32(folded.encode(), version)
+    return version
 
 
 @cache
 def _folds() -> dict[int, int]:
-    return _ask()
-
-
-def _ask() -> dict[int, int]:
     """Return the characters that the tokenizer changes, and what it makes of them."""
-    characters = [chr(code) for start, end in _LETTERS for code in range(start, end)]
+    pairs = ((ord(before), ord(after)) for pair in _ask() for before, after in zip(*pair, strict=True))
+    return {before: after for before, after in pairs if before != after}
+
+
+def _ask() -> Iterator[tuple[str, str]]:
+    """Yield characters and what the tokenizer makes of them, a few at a time: an idle process remembers the peak."""
     connection = apsw.Connection(":memory:")
     try:
         tokenize = connection.fts5_tokenizer(_TOKENIZER, [])
-        padded = "".join([*characters, "zz"]).encode()
-        tokens = tokenize(padded, apsw.FTS5_TOKENIZE_DOCUMENT, None, include_offsets=False, include_colocated=False)
+        for start, end in _LETTERS:
+            for first in range(start, end, _ASKED_AT_ONCE):
+                characters = "".join(map(chr, range(first, min(end, first + _ASKED_AT_ONCE))))
+                tokens = tokenize(
+                    f"{characters}zz".encode(),
+                    apsw.FTS5_TOKENIZE_DOCUMENT,
+                    None,
+                    include_offsets=False,
+                    include_colocated=False,
+                )
+                yield characters, "".join(str(token)[0] for token in tokens)
     finally:
         connection.close()
-    folded = {ord(character): ord(str(token)[0]) for character, token in zip(characters, tokens, strict=True)}
-    return {code: onto for code, onto in folded.items() if code != onto}

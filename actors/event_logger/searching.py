@@ -26,10 +26,10 @@ SCAN_WINDOW: Final = 20_000
 """Places in the log that one statement looks at."""
 SELECTIVE_EVENTS_MAX: Final = 5_000
 """As many events of one component or time are looked at one by one rather than through the index."""
-TRIGRAMS_MAX: Final = 4
+TRIGRAMS_MAX: Final = 3
 """The rarest of a text's: each further one costs more than the candidates that it rules out (docs/adr/0007)."""
-TRIGRAMS_ASKED_MAX: Final = 24
-SEGMENTS_ASKED_MAX: Final = 4
+TRIGRAMS_ASKED_MAX: Final = 96
+SEGMENTS_ASKED_MAX: Final = 2
 REBUILDING_EVENTS_MIN: Final = 20_000
 """From so many events on that the index lacks, an answer says that it is being built."""
 CACHE_KIB: Final = 2000
