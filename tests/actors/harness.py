@@ -2,6 +2,7 @@
 
 import selectors
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,8 +14,9 @@ from actors.runtime.worker import Worker
 from protocol.errors import ErrorInfo, ReliabilityError
 from protocol.severity import Severity
 
-_KEPT: list["Harness"] = []
-"""A check that hangs may come back after its test and still posts its outcome: mailboxes stay open."""
+_KEPT: deque["Harness"] = deque()
+KEPT_MAX = 8
+"""A check that hangs may come back after its test and still posts its outcome: mailboxes stay open for some tests."""
 
 
 @dataclass
@@ -56,6 +58,8 @@ class Harness:
         self.register(self._mailbox.fileno(), self._mailbox.drain)
         self.worker = Worker("test", self, self._mailbox)
         _KEPT.append(self)
+        if len(_KEPT) > KEPT_MAX:
+            _KEPT.popleft().close()
         self._operations = {item.name: item for item in actor.operations()}
         self._requests = 0
         actor.on_start(self)  # type: ignore[arg-type]
@@ -109,6 +113,14 @@ class Harness:
         except ReliabilityError as error:
             request.fail(error.code, error.message, error.hint)
         return asked
+
+    def close(self) -> None:
+        """Give back the descriptors of the loop; nothing of it is used any more."""
+        mailboxes = [getattr(key.data, "__self__", None) for key in self._selector.get_map().values()]
+        self._selector.close()
+        for mailbox in mailboxes:
+            if isinstance(mailbox, Mailbox):
+                mailbox.close()
 
     def turn(self) -> None:
         """One turn of the loop, with a tick."""
