@@ -39,6 +39,7 @@ from actors.runtime.identity import own_identity
 from actors.runtime.paths import data_directory
 from actors.runtime.spool import SpoolWriter
 from actors.runtime.transport import Lane
+from app.reliability._durable_core import SPOOLED_CODES
 from app.reliability.async_client import AsyncClient
 from protocol.errors import ErrorCode, LocalError, NotDurable, ReliabilityError
 from protocol.limits import KIB, MIB
@@ -60,23 +61,6 @@ COMPARED_BYTES_MAX: Final = 8 * MIB
 CONTROL_LANE_BYTES_MAX: Final = 128 * KIB
 NESTING_MAX: Final = 500
 _OFFLINE: Final = "actors.checkpointer.offline"
-
-_ABSENT: Final = frozenset(
-    {
-        ErrorCode.BROKER_DOWN,
-        ErrorCode.BROKER_HUNG,
-        ErrorCode.NOT_RUNNING,
-        ErrorCode.SERVICE_MISSING,
-        ErrorCode.SERVICE_UNKNOWN,
-        ErrorCode.BUSY,
-        ErrorCode.DEADLINE_PASSED,
-        ErrorCode.DRAINING,
-        ErrorCode.LOCKED,
-        ErrorCode.FAILED,
-        ErrorCode.INTEGRITY,
-    }
-)
-"""Nobody answered, or the checkpointer cannot write now. The other errors are the call's own."""
 
 StateCallback = Callable[[], Any] | Callable[[], Awaitable[Any]]
 
@@ -244,7 +228,7 @@ class CrashRecoveryManager:
             )
             payload = raw[0] if raw else b""
         except ReliabilityError as error:
-            if error.code not in _ABSENT:
+            if error.code not in SPOOLED_CODES:
                 raise
             offline = True
             run = self._run.hex() if self._begun else None
@@ -357,7 +341,7 @@ class CrashRecoveryManager:
                 if self._last is not None and self._last[1] == sha256:
                     self.last_checkpoint = await self._save(payload, time.time_ns() // 1_000_000, TIMEOUT_DEFAULT_S)
         except ReliabilityError as error:
-            if error.code not in _ABSENT:
+            if error.code not in SPOOLED_CODES:
                 self._last = None  # whoever saves next is told
 
     async def _save(self, payload: bytes, taken_ms: int, timeout: float) -> Checkpoint:
@@ -385,7 +369,7 @@ class CrashRecoveryManager:
                 )
                 return request_id, answer
             except ReliabilityError as error:
-                if error.code not in _ABSENT:
+                if error.code not in SPOOLED_CODES:
                     raise
                 self._missed_at = time.monotonic()
         left = max(0.0, end - time.monotonic())
