@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from enum import Enum, StrEnum
 from typing import Final
 
+from actors.runtime.programs import Restart
 from protocol.severity import Severity
 from supervisor.budget import Budget, Charges
 
@@ -76,6 +77,13 @@ class ChildSpec:
         start_timeout_s: time it has to become ready.
         stop_timeout_s: time it has to leave once told to.
         stop_rank: a deliberate stop tells the lowest rank first and the next one when that is gone.
+        restart: whether it is started again when it ends by itself.
+        after: who has to have been ready before its first start.
+        late: whether its first start waits until all who are not late are ready, for `core.OWN_PATIENCE_S` at most.
+        ready_when_started: whether it is ready as soon as it runs. Then only a life that lasted for
+            `core.STEADY_S` was a good one, after which it is started again without a delay.
+        gentle: whether one that hangs is asked to leave before it is killed. It beats no slot of its own, so the
+            launcher does not judge it.
     """
 
     name: str
@@ -83,6 +91,11 @@ class ChildSpec:
     start_timeout_s: float
     stop_timeout_s: float
     stop_rank: int
+    restart: Restart = Restart.ALWAYS
+    after: tuple[str, ...] = ()
+    late: bool = False
+    ready_when_started: bool = False
+    gentle: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,8 @@ LAUNCHER_SLOT: Final = 0
 BROKER_SLOT: Final = 1
 WATCHDOG_SLOT: Final = 2
 FIRST_ACTOR_SLOT: Final = 3
+FIRST_PROGRAM_SLOT: Final = 16
+"""From here to the last slot: the user's programs."""
 
 _EPOCH, _STOPPING = 2, 3
 _BOOT_ID_OFFSET, _BOOT_ID_BYTES = 64, 40
@@ -82,7 +84,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ProcessRecord:
-    """Written by the process itself.
+    """Written by the process itself; by the launcher in its place, if it is a program.
 
     Attributes:
         pid: its process id.
@@ -93,6 +95,7 @@ class ProcessRecord:
         lease_until_ms: monotonic time at which that work counts as stuck.
         lease_holds_loop: True if the message loop itself does the work and so does not tick until then.
         version: release that this process runs.
+        judged_by: what shows that it moves: "beats" of its own, a "probe", or its "state" in the system.
     """
 
     pid: int
@@ -103,6 +106,7 @@ class ProcessRecord:
     lease_until_ms: int = 0
     lease_holds_loop: bool = False
     version: str = ""
+    judged_by: str = "beats"
 
 
 @dataclass(frozen=True, slots=True)
