@@ -9,7 +9,8 @@ depends on it. The changes of state are `model.TRANSITIONS`. What it holds to:
   again as soon as the budget allows;
 - only the process that failed is charged, and what a person asks for never is;
 - what was stopped stays stopped until a person starts it;
-- whoever hangs is judged by somebody: by the watchdog, and that by the launcher, which stands in for it as well.
+- whoever hangs is judged by somebody: by the watchdog, and that by the launcher, which stands in for it as well;
+- a program is first started when all that it comes after have been ready, and ends by its own policy.
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,6 +42,7 @@ from supervisor.model import (
     State,
     Terminate,
 )
+from supervisor.policy import OWN_PATIENCE_S, STEADY_S, stays_down, waiting_for
 
 BACKOFF_FIRST_S: Final = 0.5
 BACKOFF_S_MAX: Final = 5.0
@@ -71,6 +73,9 @@ class Child:
         reason: why the last life ended.
         failures: how many lives in a row ended before they were ready.
         ended_at: when the life before this one ended, until this one is ready.
+        was_ready: whether it has been ready since this launcher began.
+        waiting: whether its first start waits for others.
+        said_stopping: whether its present life has said that it is leaving.
     """
 
     spec: ChildSpec
@@ -88,6 +93,9 @@ class Child:
     reason: str = ""
     failures: int = 0
     ended_at: float | None = None
+    was_ready: bool = False
+    waiting: bool = False
+    said_stopping: bool = False
 
     def move(self, event: Event, now: float) -> None:
         """Change the state as `TRANSITIONS` says.
@@ -129,6 +137,7 @@ class Supervisor:
     _marking_until: float = 0.0
     _last_turn: float | None = None
     _requested_by: str = ""
+    _patience_until: float | None = None
 
     @classmethod
     def of(cls, specs: Sequence[ChildSpec], remembered: Mapping[str, Remembered], late_turn_s: float) -> "Supervisor":
@@ -155,13 +164,15 @@ class Supervisor:
     def next_deadline(self) -> float | None:
         """Return when `turn` has something to do at the latest, if nothing else happens."""
         times = [self._marking_until] if self.phase is Phase.MARKING else []
+        if self._patience_until is not None and any(child.waiting for child in self.children.values()):
+            times.append(self._patience_until)
         for child in self.children.values():
             times += [time for time in (child.due_at, child.deadline) if time is not None]
         return min(times, default=None)
 
     def judges(self) -> list[str]:
         """Return whom the launcher judges: the watchdog, which judges everybody else; as long as there is none, all."""
-        ready = [name for name, child in self.children.items() if child.state is State.READY]
+        ready = [name for name, child in self.children.items() if child.state is State.READY and not child.spec.gentle]
         return [WATCHDOG] if WATCHDOG in ready else ready
 
     # --- what happens ---------------------------------------------------------------------------------------------
@@ -169,6 +180,7 @@ class Supervisor:
     def begin(self, found: Mapping[str, Found], now: float) -> list[Effect]:
         """Take over what a predecessor left on the board (nothing, after a clean start), and start the rest."""
         self._last_turn = now
+        self._patience_until = now + OWN_PATIENCE_S
         effects: list[Effect] = []
         for name, child in self.children.items():
             child.since = now
@@ -179,17 +191,19 @@ class Supervisor:
             elif child.state is State.QUARANTINED and not child.spec.budget.allows(child.charges, now):
                 child.due_at = child.spec.budget.free_at(child.charges, now)
             else:
-                effects += self._start(child, now, charged=False)
+                effects += self._start_first(child, now)
         return effects
 
     def became_ready(self, name: str, incarnation: int, now: float) -> list[Effect]:
         """The process says that it is ready."""
-        child = self.children[name]
-        if child.state is not State.STARTING or child.incarnation != incarnation:
+        child = self.children.get(name)
+        if child is None or child.state is not State.STARTING or child.incarnation != incarnation:
             return []
         child.move(Event.READY, now)
         child.deadline = None
-        child.failures = 0
+        child.was_ready = True
+        if not child.spec.ready_when_started:
+            child.failures = 0
         effects: list[Effect] = [Say(Severity.INFO, "process_ready", f"{name} is ready", name)]
         if child.ended_at is not None:
             effects.append(RecordRecovery(name, incarnation - 1, now - child.ended_at))
@@ -202,6 +216,10 @@ class Supervisor:
         if child.state not in LIVE or child.incarnation != incarnation:
             return []
         ending = child.ending
+        if child.spec.ready_when_started and now - child.started_at >= STEADY_S:
+            child.failures = 0
+        failed = ending is not None and ending.failed
+        stays = stays_down(child.spec.restart, exit_, said_stopping=child.said_stopping, failed=failed)
         if ending is not None:
             exit_ = Exit(ending.reason, exit_.exit_code, exit_.signal, ending.evidence or exit_.evidence)
         child.ending = child.deadline = child.killed_at = None
@@ -213,14 +231,84 @@ class Supervisor:
             child.move(Event.LEFT, now)
             record = RecordRestart(name, incarnation, exit_, charged=False, manual=ending.manual)
             return [record, *self._start(child, now, charged=False)]
+        if stays:
+            child.wanted = False  # until a person starts it, whoever is the launcher then
+            return [Persist(), *self._left(child, exit_, now)]
         return self._failed(child, exit_, now)
 
     def judged_hung(self, name: str, incarnation: int, cause: str, evidence: str, now: float) -> list[Effect]:
-        """The process does not move any more; it is killed and counts as failed."""
-        child = self.children[name]
-        if child.state not in (State.STARTING, State.READY) or child.incarnation != incarnation:
+        """The process does not move any more; it is killed, a gentle one asked first, and counts as failed."""
+        child = self.children.get(name)
+        if child is None or child.state not in (State.STARTING, State.READY) or child.incarnation != incarnation:
             return []
-        return self._kill(child, Ending(f"hung: {cause}", failed=True, evidence=evidence), now)
+        return self._end(child, Ending(f"hung: {cause}", failed=True, evidence=evidence), now)
+
+    def says_stopping(self, name: str, incarnation: int) -> None:
+        """The process says that it is leaving by itself: an exit that follows is a clean one."""
+        child = self.children.get(name)
+        if child is not None and child.state in LIVE and child.incarnation == incarnation:
+            child.said_stopping = True
+
+    def extend(self, name: str, seconds: float, now: float) -> None:
+        """The process needs so much longer, from now on, to become ready or to leave; never less than it has."""
+        child = self.children.get(name)
+        if child is not None and child.deadline is not None and child.killed_at is None:
+            child.deadline = max(child.deadline, now + seconds)
+
+    def add(self, spec: ChildSpec, past: Remembered, now: float) -> list[Effect]:
+        """Supervise one more process, beginning after `past`, and start it as soon as it may be.
+
+        Raises:
+            LocalError: the name is taken, or the system is stopping.
+        """
+        self._check_running()
+        if spec.name in self.children:
+            raise LocalError(
+                ErrorCode.USAGE, f"the launcher supervises a {spec.name!r} already", "Choose another name."
+            )
+        child = Child(spec, since=now, incarnation=past.incarnation, charges=past.charges, paid=past.paid)
+        self.children[spec.name] = child
+        return self._start_first(child, now)
+
+    def take_in(self, spec: ChildSpec, past: Remembered, who: str, now: float) -> list[Effect]:
+        """Supervise a process that runs already, as the first life of `spec`; it stands in for one that does not run.
+
+        The shell has the process in its hands before it carries the effects out.
+
+        Raises:
+            LocalError: a process of that name runs, or the system is stopping.
+        """
+        self._check_running()
+        name = spec.name
+        child = self.children.get(name)
+        if child is None:
+            child = Child(spec, since=now, incarnation=past.incarnation, charges=past.charges, paid=past.paid)
+        elif child.state in LIVE:
+            raise LocalError(ErrorCode.LOCKED, f"{name} runs already", f"Stop it first: `relctl stop {name}`.")
+        elif child.state is not State.STOPPED:
+            child.move(Event.LEFT, now)
+        child.spec = spec
+        self.children[name] = child
+        child.wanted, child.ended_at = True, None
+        self._begin_life(child, now, charged=False)
+        message = f"{name} was running and is supervised from now on, because {who} asked for it"
+        return [
+            Persist(),
+            Say(Severity.NOTICE, "process_taken_in", message, name),
+            *self.became_ready(name, child.incarnation, now),
+        ]
+
+    def remove(self, name: str, now: float) -> list[Effect]:
+        """Forget a process that does not run.
+
+        Raises:
+            LocalError: there is none of that name, or it runs.
+        """
+        child = self._child(name)
+        if child.state in LIVE:
+            raise LocalError(ErrorCode.LOCKED, f"{name} runs", f"Stop it first: `relctl stop {name}`.")
+        del self.children[name]
+        return [Persist(), Say(Severity.INFO, "process_forgotten", f"{name} is forgotten", name)]
 
     def command(self, op: str, name: str, who: str, now: float) -> list[Effect]:
         """Start, stop or restart one process because a person wants it; never charged.
@@ -228,15 +316,10 @@ class Supervisor:
         Raises:
             LocalError: there is no such process, or the system is stopping.
         """
-        child = self.children.get(name)
-        if child is None:
-            known = ", ".join(self.children)
-            raise LocalError(
-                ErrorCode.USAGE, f"the launcher supervises no process called {name!r}", f"It knows {known}."
-            )
-        if self.phase is not Phase.RUNNING:
-            raise LocalError(ErrorCode.DRAINING, "the system is stopping", "Start it again with `relctl up`.")
+        child = self._child(name)
+        self._check_running()
         child.wanted = op != "stop"
+        child.waiting = False
         effects: list[Effect] = [Persist(), Say(Severity.NOTICE, f"{op}_requested", f"{op} of {name} by {who}", name)]
         if child.state not in LIVE:
             if child.wanted:
@@ -265,6 +348,7 @@ class Supervisor:
         self.phase = Phase.STOPPING
         for child in self.children.values():
             child.due_at = None
+            child.waiting = False
             if child.state is State.BACKOFF:
                 child.move(Event.LEFT, now)
         return self._stop_next_rank(now)
@@ -282,6 +366,8 @@ class Supervisor:
         if self._last_turn is not None and now - self._last_turn > self.late_turn_s:
             self._put_off(now - self._last_turn, now)
         self._last_turn = now
+        if self._patience_until is not None and now >= self._patience_until:
+            self._patience_until = None
         effects: list[Effect] = []
         if self.phase is Phase.MARKING and now >= self._marking_until:
             effects += self.stop_marked(now)
@@ -290,11 +376,44 @@ class Supervisor:
                 effects += self._overdue(child, now)
             elif child.due_at is not None and now >= child.due_at and self.phase is Phase.RUNNING:
                 effects += self._start(child, now, charged=True)
+            elif child.waiting and self.phase is Phase.RUNNING:
+                effects += self._start_first(child, now)
         if self.phase is Phase.STOPPING:
             effects += self._stop_next_rank(now)
         return effects
 
     # --- how it is decided ----------------------------------------------------------------------------------------
+
+    def _child(self, name: str) -> Child:
+        child = self.children.get(name)
+        if child is None:
+            known = ", ".join(self.children)
+            raise LocalError(
+                ErrorCode.USAGE, f"the launcher supervises no process called {name!r}", f"It knows {known}."
+            )
+        return child
+
+    def _check_running(self) -> None:
+        if self.phase is not Phase.RUNNING:
+            raise LocalError(ErrorCode.DRAINING, "the system is stopping", "Start it again with `relctl up`.")
+
+    def _awaited(self, child: Child) -> list[str]:
+        """Return for whom the first start of `child` has to wait."""
+        others = self.children
+        awaited = [name for name in child.spec.after if name in others and not others[name].was_ready]
+        if child.spec.late and self._patience_until is not None:
+            awaited += [name for name, other in others.items() if not other.spec.late and not other.was_ready]
+        return awaited
+
+    def _start_first(self, child: Child, now: float) -> list[Effect]:
+        """Start `child`, or have it wait for those it comes after: stopped, and saying why."""
+        awaited = self._awaited(child)
+        child.waiting = bool(awaited)
+        if not awaited:
+            return self._start(child, now, charged=False)
+        child.state = State.STOPPED  # from quarantine it may have come: its budget is free again
+        child.reason = waiting_for(awaited)
+        return []
 
     def _adopt(self, child: Child, found: Found, now: float) -> list[Effect]:
         child.reason = found.reason
@@ -323,7 +442,9 @@ class Supervisor:
                 child.due_at = min(max(found.retry_at, now), now + BACKOFF_S_MAX)
             return effects
         child.state = State.STOPPED
-        return effects + self._start(child, now, charged=owing) if child.wanted else effects
+        if owing and child.wanted:
+            return effects + self._start(child, now, charged=True)
+        return effects + self._start_first(child, now) if child.wanted else effects
 
     def _adopt_living(self, child: Child, found: Found, now: float) -> list[Effect]:
         name = child.spec.name
@@ -334,13 +455,18 @@ class Supervisor:
         if found.leaving or found.state is State.STOPPING:
             child.state = State.READY
             return [said, *self._terminate(child, Ending("was leaving when this launcher began", failed=False), now)]
+        child.said_stopping = found.said_stopping
         if child.state is State.STARTING:
             child.deadline = now + child.spec.start_timeout_s
             child.failures = 1
+        else:
+            child.was_ready = True
         return [said]
 
     def _adopt_dead(self, child: Child, found: Found, now: float) -> list[Effect]:
         child.failures = int(child.state is State.STARTING)
+        child.was_ready = child.state is State.READY
+        child.said_stopping = found.said_stopping
         if found.leaving or found.state is State.STOPPING:
             child.ending = Ending("was leaving when its launcher died", failed=False)
         return self.exited(child.spec.name, found.incarnation, found.exit, now)
@@ -350,6 +476,10 @@ class Supervisor:
         if child.state is State.QUARANTINED:
             message = f"{child.spec.name} leaves quarantine and is tried again"
             effects.append(Say(Severity.NOTICE, "quarantine_left", message, child.spec.name))
+        self._begin_life(child, now, charged=charged)
+        return [Persist(), Spawn(child.spec.name, child.incarnation), *effects]
+
+    def _begin_life(self, child: Child, now: float, *, charged: bool) -> None:
         if charged:
             child.charges = child.spec.budget.add(child.charges, now)
         child.failures = child.failures + 1 if charged else 1
@@ -358,8 +488,8 @@ class Supervisor:
         child.paid = child.incarnation if charged else child.paid
         child.started_at = now
         child.due_at = child.ending = child.killed_at = None
+        child.waiting = child.said_stopping = False
         child.deadline = now + child.spec.start_timeout_s
-        return [Persist(), Spawn(child.spec.name, child.incarnation), *effects]
 
     def _failed(self, child: Child, exit_: Exit, now: float) -> list[Effect]:
         name, budget = child.spec.name, child.spec.budget
@@ -389,6 +519,14 @@ class Supervisor:
         child.ended_at = None
         return [Say(Severity.NOTICE, "process_stopped", f"{child.spec.name}: {exit_.reason}", child.spec.name)]
 
+    def _end(self, child: Child, ending: Ending, now: float) -> list[Effect]:
+        """Have a process leave that failed: at once, or asked first if it is gentle."""
+        if not child.spec.gentle:
+            return self._kill(child, ending, now)
+        name = child.spec.name
+        said = Say(Severity.WARN, "process_condemned", f"{name} is told to leave: {ending.reason}", name)
+        return [*self._terminate(child, ending, now), said]
+
     def _terminate(self, child: Child, ending: Ending, now: float) -> list[Effect]:
         child.move(Event.LEAVE, now)
         child.ending = ending
@@ -408,7 +546,7 @@ class Supervisor:
         name = child.spec.name
         if child.state is State.STARTING:
             reason = f"did not become ready within {child.spec.start_timeout_s:g} s"
-            return self._kill(child, Ending(reason, failed=True), now)
+            return self._end(child, Ending(reason, failed=True), now)
         if child.killed_at is None:
             ending = child.ending or Ending("was told to leave", failed=False)
             said = f"{ending.reason}; did not leave within {child.spec.stop_timeout_s:g} s"
@@ -441,4 +579,4 @@ class Supervisor:
             if child.deadline is not None and child.killed_at is None:
                 starting = child.state is State.STARTING
                 window_s = child.spec.start_timeout_s if starting else child.spec.stop_timeout_s
-                child.deadline = min(child.deadline + absence_s, now + window_s)
+                child.deadline = max(child.deadline, min(child.deadline + absence_s, now + window_s))

@@ -79,9 +79,9 @@ class ChildSpec:
         stop_rank: a deliberate stop tells the lowest rank first and the next one when that is gone.
         restart: whether it is started again when it ends by itself.
         after: who has to have been ready before its first start.
-        late: whether its first start waits until all who are not late are ready, for `core.OWN_PATIENCE_S` at most.
+        late: whether its first start waits until all who are not late are ready, for `policy.OWN_PATIENCE_S` at most.
         ready_when_started: whether it is ready as soon as it runs. Then only a life that lasted for
-            `core.STEADY_S` was a good one, after which it is started again without a delay.
+            `policy.STEADY_S` was a good one, after which it is started again without a delay.
         gentle: whether one that hangs is asked to leave before it is killed. It beats no slot of its own, so the
             launcher does not judge it.
     """
@@ -149,6 +149,7 @@ class Found:
         retry_at: when the next start is due, in `BACKOFF`.
         reason: why the life before ended.
         exit: how this life ended, if it did.
+        said_stopping: whether this life, a program's, had said that it was leaving.
     """
 
     state: State
@@ -161,6 +162,7 @@ class Found:
     retry_at: float = 0.0
     reason: str = ""
     exit: Exit = Exit("died while no launcher ran")
+    said_stopping: bool = False
 
 
 @dataclass(frozen=True, slots=True)

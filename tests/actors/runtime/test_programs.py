@@ -65,7 +65,7 @@ def test_a_probe_makes_a_program_ready_unless_it_says_otherwise() -> None:
         ({"web": {"command": []}}, "command"),
         ({"web": {"command": [""]}}, "command"),
         ({"web": {"command": ["a\0b"]}}, "command"),
-        ({"web": {"command": ["x"], "comand": 1}}, "comand"),
+        ({"web": {"command": ["x"], "colour": 1}}, "colour"),
         ({"web": {"command": ["x"], "transient": True}}, "transient"),
         ({"web": {"command": ["x"], "restart": "sometimes"}}, "restart"),
         ({"web": {"command": ["x"], "ready": "probe"}}, "probe"),
