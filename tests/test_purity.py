@@ -22,6 +22,8 @@ PURE = (
     "actors/*/core.py",
     "actors/*/core/**/*.py",
     "actors/*/records.py",
+    "actors/watchdog/program_core.py",
+    "actors/*/outputs_core.py",
     "actors/runtime/verdict.py",
     "actors/runtime/operations.py",
     "actors/runtime/redaction.py",

@@ -88,8 +88,11 @@ def _observation(
 class Examiner(Protocol):
     """Looks at processes."""
 
-    def look(self, identity: ProcessIdentity) -> Look | None:
-        """Return what the system says of this process now; None if it is gone."""
+    def look(self, identity: ProcessIdentity, stacks_signal: int | None = SHOW_STACKS) -> Look | None:
+        """Return what the system says of this process now; None if it is gone. `stacks_signal` asks for its stacks."""
+
+    def state_of(self, identity: ProcessIdentity) -> str:
+        """Return its `Look.state` alone; empty if it is gone."""
 
 
 if sys.platform == "linux":
@@ -102,7 +105,12 @@ if sys.platform == "linux":
             """Learn the unit of processor time."""
             self._ticks_per_s = os.sysconf("SC_CLK_TCK")
 
-        def look(self, identity: ProcessIdentity) -> Look | None:
+        def state_of(self, identity: ProcessIdentity) -> str:
+            """See `Examiner`."""
+            fields = stat_fields(identity.pid)
+            return "" if fields is None or int(fields[_START_TIME]) != identity.start_time else fields[0]
+
+        def look(self, identity: ProcessIdentity, stacks_signal: int | None = SHOW_STACKS) -> Look | None:
             """See `Examiner`."""
             at = time.monotonic()
             fields = stat_fields(identity.pid)
@@ -115,7 +123,7 @@ if sys.platform == "linux":
                 cpu_s=(int(fields[_USER_TIME]) + int(fields[_SYSTEM_TIME])) / self._ticks_per_s,
                 waited_s=int(waited[1]) / 1e9 if len(waited) > 1 else None,
                 waits_in=_read(f"/proc/{identity.pid}/wchan").strip("0"),
-                answers_stacks=_catches(_read(f"/proc/{identity.pid}/status"), SHOW_STACKS),
+                answers_stacks=_catches(_read(f"/proc/{identity.pid}/status"), stacks_signal),
                 pressure=_pressure(),
             )
 
@@ -135,7 +143,12 @@ class PortableExaminer:
             psutil.STATUS_TRACING_STOP: "t",
         }
 
-    def look(self, identity: ProcessIdentity) -> Look | None:
+    def state_of(self, identity: ProcessIdentity) -> str:
+        """See `Examiner`."""
+        look = self.look(identity)
+        return "" if look is None else look.state
+
+    def look(self, identity: ProcessIdentity, stacks_signal: int | None = SHOW_STACKS) -> Look | None:
         """See `Examiner`."""
         try:
             process = self._psutil.Process(identity.pid)
@@ -149,7 +162,7 @@ class PortableExaminer:
             at=time.monotonic(),
             state=state,
             cpu_s=times.user + times.system,
-            answers_stacks=SHOW_STACKS is not None,
+            answers_stacks=stacks_signal is not None,
         )
 
 

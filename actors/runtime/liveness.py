@@ -96,6 +96,7 @@ class ProcessRecord:
         lease_holds_loop: True if the message loop itself does the work and so does not tick until then.
         version: release that this process runs.
         judged_by: what shows that it moves: "beats" of its own, a "probe", or its "state" in the system.
+        stacks_signal: signal upon which a program writes the stacks of its threads; 0 if it has named none.
     """
 
     pid: int
@@ -107,6 +108,7 @@ class ProcessRecord:
     lease_holds_loop: bool = False
     version: str = ""
     judged_by: str = "beats"
+    stacks_signal: int = 0
 
 
 @dataclass(frozen=True, slots=True)

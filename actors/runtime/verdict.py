@@ -36,7 +36,8 @@ MOST_SILENT     one is due, and most peers fell silent     those that fell      
 So whatever happens, a peer whose loop stands still is hung after a bounded number of the observer's ticks.
 
 Stages: OK -> SUSPECT (half the window is over: look at the process) -> ASK (one tick left: ask it for its stacks) ->
-HUNG (act), and back to OK as soon as it moves.
+HUNG (act), and back to OK as soon as it moves. With `ask_s` (programs: they beat as seldom as twice in a window, and
+need time to answer): SUSPECT when a quarter of the window is left, ASK when that time is.
 """
 
 from collections.abc import Iterable, Mapping
@@ -182,12 +183,13 @@ class _Peer:
         """Within how many ticks the last beats of peers lie that fell silent together."""
         return min(ONSET_TICKS_MAX, max(ONSET_TICKS_MIN, 1 + ceil(self.window / BEATS_PER_HANG_TIMEOUT)))
 
-    def next_stage(self) -> Stage:
-        """Return the stage that the count has come to."""
+    def next_stage(self, ask_ticks: int) -> Stage:
+        """Return the stage that the count has come to; `ask_ticks` is 0 for who is asked in the last tick."""
         left = self.deadline - self.count
-        if self.count == 0 or left > self.window // 2:
+        ask = max(1, min(ask_ticks, self.window // 4))
+        if self.count == 0 or left > (max(ask + 1, self.window // 4) if ask_ticks else self.window // 2):
             return Stage.OK
-        return Stage.HUNG if left <= 0 else Stage.ASK if left == 1 else Stage.SUSPECT
+        return Stage.HUNG if left <= 0 else Stage.ASK if left <= ask else Stage.SUSPECT
 
 
 @dataclass(slots=True)
@@ -212,9 +214,10 @@ class _Grace:
 class HangDetector:
     """Judges any number of peers; one per observer. See the module for its rules."""
 
-    def __init__(self, interval_s: float) -> None:
-        """`interval_s` is the time between two ticks of the observer."""
+    def __init__(self, interval_s: float, ask_s: float = 0.0) -> None:
+        """`interval_s` is the time between two ticks of the observer; `ask_s` is told of in the module, at Stages."""
         self._interval_s = interval_s
+        self._ask_ticks = ceil(ask_s / interval_s)
         self._last_tick: float | None = None
         self._peers: dict[int, _Peer] = {}
         self._own_tick = _Grace()
@@ -234,7 +237,7 @@ class HangDetector:
         doubt = self._doubt(late=gap_s > self._interval_s * LATE_FACTOR)
         judgements = []
         for key, peer in self._peers.items():
-            before, peer.stage = peer.stage, peer.next_stage()
+            before, peer.stage = peer.stage, peer.next_stage(self._ask_ticks)
             silent_s = now - peer.counted_since if peer.count else 0.0
             judgements.append(
                 Judgement(key, peer.incarnation, peer.standing, peer.stage, peer.stage != before, peer.count, silent_s)
@@ -330,6 +333,7 @@ class Cause(StrEnum):
     STUCK_IN_LOOP = "stuck in a loop"
     STARVED = "starved"
     BLOCKED = "blocked"
+    OVER_MEMORY = "over its memory limit"
     MACHINE_SLEPT = "machine slept"
     EXITED = "exited"
 

@@ -10,10 +10,14 @@ from actors.watchdog.config import WatchdogConfig
 from actors.watchdog.core import Watch
 from actors.watchdog.effects import ASK_LAUNCHER_S_MAX, Effects
 from actors.watchdog.evidence import EvidenceStore
+from actors.watchdog.program_effects import Programs
 from protocol.errors import ErrorCode, RemoteError
 
 TICKS_PER_TICK: Final = 2
 """It looks so many times per tick of the launcher; the others tick as often as that, or half as often."""
+TICK_LAG: Final = 0.1
+"""Part of its tick by which it lets the others go first. It sees their beats just made, and not a tick later: so their
+silence lasts no longer than need be before it counts as a hang."""
 FORWARD_LEASE_CAP_S: Final = 2 * ASK_LAUNCHER_S_MAX
 
 
@@ -24,10 +28,12 @@ class Watchdog(Actor):
         """Read the configuration and the board; nobody is judged before the first tick."""
         config = runtime.config.section("watchdog", WatchdogConfig)
         self.tick_s = runtime.supervision.tick_s / TICKS_PER_TICK
+        self.tick_lag_s = self.tick_s * TICK_LAG
         self._runtime = runtime
         self._core = Watch(self.tick_s)
         self._evidence = EvidenceStore(runtime.arguments.runtime_dir, config.evidence_files_max)
         self._effects = Effects(runtime, self._evidence)
+        self._programs = Programs(runtime, self._evidence, self.tick_s)
 
     def operations(self) -> Sequence[Operation]:
         """Return what it answers."""
@@ -48,11 +54,16 @@ class Watchdog(Actor):
             ),
         )
 
+    def on_start(self, context: Context) -> None:
+        """Take in at once what probes find."""
+        self._programs.begin(context.publish, context.post)
+
     def on_tick(self, context: Context, now: float) -> None:
         """Look at everybody, and act."""
         subjects = self._effects.observe(self._core.suspects)
         for effect in self._core.step(now, subjects, stopping=self._runtime.board.stopping):
             self._effects.perform(effect, now)
+        self._programs.step(now)
         self._effects.note_clocks()
 
     def status(self) -> Mapping[str, Any]:
@@ -61,10 +72,12 @@ class Watchdog(Actor):
             "judged": len(self._core.findings),
             "suspects": len(self._core.suspects),
             "killed": self._effects.killed,
+            "programs_judged": len(self._programs.findings),
+            "programs_condemned": self._programs.condemned,
         }
 
     def _verdicts(self, _request: Request) -> dict[str, Any]:
-        return {"processes": self._effects.verdicts(self._core.findings)}
+        return {"processes": self._effects.verdicts(self._core.findings | self._programs.findings)}
 
     def _read_evidence(self, request: Request) -> dict[str, Any]:
         name = request.arguments["name"]

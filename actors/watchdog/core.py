@@ -7,7 +7,7 @@ stage of the count    what is done
 ===================== ================================================================================================
 OK, moving            a suspicion that the board tells of is withdrawn
 SUSPECT               looked at from the next tick on; told on the board, with a cause as soon as the looks show one
-ASK                   asked for its stacks, unless it is stopped or would die of the question
+ASK                   warned, if it is a program; asked for its stacks, unless it is stopped or would die of that
 HUNG, but it wants a  put off by one window, a bounded number of times: killing it would help nobody
 processor, gets none
 HUNG otherwise        condemned, once: evidence, verdict, event, SIGKILL
@@ -20,6 +20,7 @@ long is told of only when it is condemned. During a deliberate stop nobody is ju
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from actors.runtime.verdict import (
@@ -54,6 +55,13 @@ class Tell:
     incarnation: int
     suspect: bool
     cause: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Warn:
+    """Tell a peer that would not be killed at once that its time is running out."""
+
+    key: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +109,7 @@ class Doubted:
     gap_s: float
 
 
-Effect = Tell | AskStacks | Condemn | KillAgain | PutOff | Doubted
+Effect = Tell | Warn | AskStacks | Condemn | KillAgain | PutOff | Doubted
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,10 +142,15 @@ class _Case:
 class Watch:
     """Judges all peers, tick by tick."""
 
-    def __init__(self, interval_s: float) -> None:
-        """`interval_s` is the time between two ticks."""
-        self._interval_s = interval_s
-        self._detector = HangDetector(interval_s)
+    def __init__(self, interval_s: float, ask_s: float = 0.0, *, gentle: bool = False) -> None:
+        """`interval_s` is the time between two ticks, `ask_s` is `HangDetector`'s.
+
+        `gentle`: whoever is about to be condemned is warned, and is not killed at once: if it moves after all, the
+        verdict is withdrawn.
+        """
+        self._new_detector = partial(HangDetector, interval_s, ask_s)
+        self._gentle = gentle
+        self._detector = self._new_detector()
         self._cases: dict[int, _Case] = {}
 
     @property
@@ -156,8 +169,7 @@ class Watch:
     def step(self, now: float, subjects: Iterable[Subject], *, stopping: bool) -> list[Effect]:
         """Judge all peers at monotonic time `now`; returns what to do, in order."""
         if stopping:
-            self._detector = HangDetector(self._interval_s)
-            self._cases.clear()
+            self.forget()
             return []
         seen = {subject.observation.key: subject for subject in subjects}
         result = self._detector.tick(now, [subject.observation for subject in seen.values()])
@@ -174,11 +186,18 @@ class Watch:
             effects += self._judge(case, seen[judgement.key], result.doubt)
         return effects
 
+    def forget(self) -> None:
+        """Hold nothing against anybody."""
+        self._detector = self._new_detector()
+        self._cases.clear()
+
     def _judge(self, case: _Case, subject: Subject, doubt: Doubt | None) -> list[Effect]:
         """Apply the module's table to one peer."""
         judgement = case.judgement
         if judgement.silent_ticks == 0:
             case.first = case.last = None
+            if case.condemned_ticks >= 0 and self._gentle:
+                case.condemned_ticks, case.told = -1, case.known
         elif subject.look is not None:
             case.first = case.first or subject.look
             case.last = subject.look
@@ -187,6 +206,8 @@ class Watch:
         if judgement.stage is Stage.HUNG:
             return self._hung(case, cause)
         effects = _told(case)
+        if judgement.stage is Stage.ASK and judgement.changed and self._gentle:
+            effects.append(Warn(judgement.key))
         if judgement.stage is Stage.ASK and judgement.changed and _can_answer(subject, cause):
             effects.append(AskStacks(judgement.key))
         return effects

@@ -11,7 +11,7 @@ from typing import Any, Final
 from actors.runtime.control_client import call_launcher
 from actors.runtime.examine import Observer, examiner
 from actors.runtime.identity import ProcessIdentity, boot_id
-from actors.runtime.liveness import LauncherRecord, Verdict, WatchdogRecord
+from actors.runtime.liveness import LauncherRecord, ProcessKind, Verdict, WatchdogRecord
 from actors.runtime.paths import RUN_FILE, RunInfo
 from actors.runtime.process import ProcessRuntime
 from actors.runtime.signalling import KILL, SHOW_STACKS, Presence, signaller
@@ -59,9 +59,10 @@ class Effects:
         self._clocks = ClockWatch(*_clocks())
 
     def observe(self, suspects: frozenset[int]) -> list[Subject]:
-        """Return what is to be seen of every other process; `suspects` are looked at themselves."""
+        """Return what is to be seen of every other process of ours; `suspects` are looked at themselves."""
         occupied = self._board.occupied()
-        self._records = {slot.number: record for slot, record in occupied if record.pid}
+        ours = ((slot, record) for slot, record in occupied if record.kind != ProcessKind.PROGRAM)
+        self._records = {slot.number: record for slot, record in ours if record.pid}
         self._records.pop(self._runtime.arguments.slot, None)
         self._presence.retain(self._records)
         self._presence.take_exits()

@@ -2,8 +2,10 @@
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any, Final
 
 from actors.runtime.liveness import LauncherRecord, Slot
@@ -32,10 +34,18 @@ class EvidenceStore:
         except FileNotFoundError:
             self._asked_at_bytes.pop(slot, None)
 
-    def keep(self, slot: Slot, record: LauncherRecord, condemned: Condemn, now: float, wall: float) -> str:
-        """Write down everything that is known of a condemned process; returns the file's name."""
+    def keep(
+        self,
+        slot: Slot,
+        record: LauncherRecord,
+        condemned: Condemn,
+        now: float,
+        wall: float,
+        more: Mapping[str, Any] = MappingProxyType({}),
+    ) -> str:
+        """Write down everything that is known of a condemned process, and `more`; returns the file's name."""
         name = f"{record.name}-{record.incarnation}{SUFFIX}"
-        document = _describe(slot, record, condemned, now, wall) | {"stacks": self._stacks(slot.number)}
+        document = _describe(slot, record, condemned, now, wall) | dict(more) | {"stacks": self._stacks(slot.number)}
         write_atomically(os.path.join(self._directory, name), json.dumps(document, indent=1).encode(), sync=False)
         self._prune()
         return name

@@ -245,7 +245,8 @@ def test_it_answers_for_its_verdicts(ward: Ward) -> None:
     assert (second["verdict"], second["cause"], second["evidence"]) == ("hung", "blocked", "worker4-1.json")
     assert second["standing"] == "missing"
     assert (third["pid"], third["verdict"], third["standing"]) == (None, "ok", "missing")
-    assert ward.watchdog.status() == {"judged": 2, "suspects": 0, "killed": 1}
+    status = {"judged": 2, "suspects": 0, "killed": 1, "programs_judged": 0, "programs_condemned": 0}
+    assert ward.watchdog.status() == status
 
 
 def test_a_hung_launcher_is_killed(ward: Ward) -> None:
