@@ -4,11 +4,13 @@ from dataclasses import dataclass
 from typing import Final
 
 from actors.runtime.identity import ProcessIdentity
-from actors.runtime.liveness import Board, LauncherRecord, ProcessRecord, ProcessState, Slot, Verdict
+from actors.runtime.liveness import Board, LauncherRecord, ProcessKind, ProcessRecord, ProcessState, Slot, Verdict
 
 OK: Final = "ok"
 WARNING: Final = "warning"
 CRITICAL: Final = "critical"
+BEATS: Final = "beats"
+"""`ProcessRecord.judged_by` of all that beat."""
 
 _NO_PROCESS: Final = frozenset({ProcessState.BACKOFF, ProcessState.QUARANTINED, ProcessState.STOPPED})
 _SETTLED: Final = {
@@ -31,7 +33,8 @@ class ProcessView:
         uptime_s: since its start; None if it does not run.
         restarts_in_period: charged restarts within the rolling period.
         restarts_left: restarts that its budget still allows.
-        progress_age_s: since its own loop turned last; None if it does not run or has not begun.
+        progress_age_s: since its own loop turned last; None if it does not run or has not begun, or if it is a program
+            that is not judged by its beats.
         hang_timeout_s: silence after which it counts as hung.
         retry_in_s: until it is started again; None if no start is due.
         cause: why it hangs, as the watchdog says; empty if it does not.
@@ -72,6 +75,8 @@ def check_of(view: ProcessView) -> tuple[str, str]:
         return CRITICAL, f"hung: {view.cause}"
     if view.state == ProcessState.BACKOFF:
         return WARNING, f"down{why}{again}"
+    if view.state == ProcessState.STOPPED and view.kind == ProcessKind.PROGRAM and why:
+        return WARNING, f"stopped{why}"
     if view.state in _SETTLED:
         return _SETTLED[ProcessState(view.state)]
     if view.progress_age_s is not None and view.progress_age_s > view.hang_timeout_s and not view.lease_what:
@@ -96,7 +101,9 @@ def _view(slot: Slot, record: LauncherRecord, board: Board, now_ms: int) -> Proc
         uptime_s=_seconds(now_ms - record.started_ms) if running else None,
         restarts_in_period=record.restarts_in_period,
         restarts_left=record.restarts_left,
-        progress_age_s=_seconds(now_ms - slot.read_beat().tick_ms) if running and own else None,
+        progress_age_s=_seconds(now_ms - slot.read_beat().tick_ms)
+        if running and own and own.judged_by == BEATS
+        else None,
         hang_timeout_s=record.hang_timeout_ms / 1000,
         retry_in_s=_seconds(record.retry_at_ms - now_ms) if record.retry_at_ms and not running else None,
         cause=hung.cause if hung else "",

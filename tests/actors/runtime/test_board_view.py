@@ -125,3 +125,26 @@ def test_one_that_does_not_run(home: House, state: ProcessState, status: str, me
 
 def test_an_empty_board_has_nobody(home: House) -> None:
     assert snapshot(home.board, 0) == []
+
+
+def test_a_program_that_does_not_beat_is_not_blamed_for_that(home: House, running: ProcessIdentity) -> None:
+    edit(home, kind=ProcessKind.PROGRAM, hang_timeout_ms=500)
+    assert check_of(view(home))[0] == WARNING
+    slot = home.board.slots[SLOT]
+    for judged_by in ("state", "probe"):
+        slot.process.write(ProcessRecord(running.pid, running.start_time, 3, ProcessState.READY, judged_by=judged_by))
+        assert view(home).progress_age_s is None
+        assert check_of(view(home)) == (OK, "running")
+    slot.watchdog.write(WatchdogRecord(3, Verdict.HUNG, "frozen (stopped by a signal)", 0))
+    assert check_of(view(home)) == (CRITICAL, "hung: frozen (stopped by a signal)")
+
+
+def test_a_program_that_is_down_says_why(home: House) -> None:
+    home.board.slots[SLOT].launcher.write(
+        record("worker", None, kind=ProcessKind.PROGRAM, state=ProcessState.STOPPED, reason="exited with code 0")
+    )
+    assert check_of(view(home)) == (WARNING, "stopped: exited with code 0")
+    edit(home, reason="")
+    assert check_of(view(home)) == (WARNING, "stopped on purpose")
+    edit(home, reason="exited with code 3", state=ProcessState.QUARANTINED, restarts_in_period=3)
+    assert check_of(view(home)) == (CRITICAL, "quarantined after 3 restarts: exited with code 3")
