@@ -18,6 +18,7 @@ from actors.runtime.identity import boot_id, own_identity
 from actors.runtime.journal import new_entry
 from actors.runtime.liveness import LAUNCHER_SLOT, ProcessRecord, ProcessState
 from actors.runtime.process import register_stacks
+from actors.runtime.verdict import next_tick
 from actors.runtime.version import VERSION
 from protocol.errors import ErrorCode, LocalError, ReliabilityError
 from protocol.names import BROKER, LAUNCHER
@@ -172,7 +173,7 @@ class Shell:
         for child in self._fleet.newly_ready(self._core.children):
             self._became_ready(child.spec.name, child.incarnation, now)
         if now >= self._next_tick:
-            self._next_tick = now + self._settings.supervision.tick_s
+            self._next_tick = next_tick(now, self._settings.supervision.tick_s)
             self._tick(now)
         self._do(self._core.turn(now))
         self._show(now)

@@ -26,6 +26,7 @@ from actors.runtime.reactor import Mailbox, Reactor
 from actors.runtime.registration import Phase
 from actors.runtime.serving import Draining, Service
 from actors.runtime.transport import Lane, ZmqContext
+from actors.runtime.verdict import next_tick
 from actors.runtime.version import VERSION
 from actors.runtime.worker import QUEUED_JOBS_MAX, Worker
 from protocol import limits, mdp
@@ -69,6 +70,7 @@ class Actor:
 
     Attributes:
         tick_s: how often the loop ticks and calls `on_tick`; None for what is usual here (`ProcessRuntime.tick_s`).
+        tick_lag_s: how long after the full multiples of `tick_s` it does.
         window: requests that it takes at once.
         bulk: whether it takes requests on the bulk lane as well.
         topics: it is told publications whose topic begins with one of these.
@@ -76,6 +78,7 @@ class Actor:
     """
 
     tick_s: float | None = None
+    tick_lag_s: float = 0.0
     window: int = WINDOW_DEFAULT
     bulk: bool = False
     topics: tuple[str, ...] = ()
@@ -277,7 +280,7 @@ class ActorLoop:
                 connection.step(now)
         if now >= self._tick_at:
             # At full multiples, like all that recurs in all of us: caches that are warm are warm for everybody.
-            self._tick_at = (now // self._tick_s + 1) * self._tick_s
+            self._tick_at = next_tick(now, self._tick_s, self._actor.tick_lag_s)
             self._tick(now)
         if now >= self.guardian.wake_at:
             self._guard()

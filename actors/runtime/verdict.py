@@ -43,7 +43,7 @@ need time to answer): SUSPECT when a quarter of the window is left, ASK when tha
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
-from math import ceil
+from math import ceil, floor
 from typing import Final
 
 WINDOW_TICKS_MIN: Final = 4
@@ -52,6 +52,10 @@ LATE_FACTOR: Final = 2.0
 """An own tick is late when it comes after more than so many intervals."""
 EARLY_FACTOR: Final = 0.75
 """An own tick that comes after less than so many intervals is not counted."""
+SOON_FACTOR: Final = 0.8
+"""After a late tick the next one comes as soon as this, and counts."""
+ROUNDING: Final = 1e-6
+"""A part of an interval by which a clock that has come to a multiple may seem to be before it."""
 BEATS_PER_HANG_TIMEOUT: Final = 5
 """A loop beats so many times in its hang timeout or more often, or else once per tick of the launcher."""
 ONSET_TICKS_MIN: Final = 3
@@ -367,6 +371,16 @@ LOOP_CPU_SHARE: Final = 0.5
 LOOP_CPU_S: Final = 0.5
 """So does one that wants the processor all the time and had this much of it: a turn of the loop takes milliseconds."""
 RUNNABLE_SHARE: Final = 0.5
+
+
+def next_tick(now: float, interval_s: float, lag_s: float = 0.0) -> float:
+    """Return when a tick at `now` is followed by the next.
+
+    That is at a full multiple of the interval, or `lag_s` after it; never so soon that the tick would not count, and
+    never twice between two multiples.
+    """
+    multiple = (floor((now - lag_s) / interval_s + ROUNDING) + 1) * interval_s + lag_s
+    return max(multiple, now + interval_s * SOON_FACTOR)
 
 
 def name_cause(standing: Standing, first: Look | None, second: Look | None) -> Cause:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from actors.runtime.verdict import (
+    EARLY_FACTOR,
     EXTENSIONS_MAX,
     WINDOW_TICKS_MIN,
     Cause,
@@ -18,6 +19,7 @@ from actors.runtime.verdict import (
     Stage,
     Standing,
     name_cause,
+    next_tick,
 )
 
 INTERVAL_S = 0.25
@@ -449,3 +451,21 @@ def look(at: float, state: str = "S", cpu_s: float = 0.0, waited_s: float | None
 )
 def test_causes(standing_: Standing, first: Look | None, second: Look | None, cause: Cause) -> None:
     assert name_cause(standing_, first, second) is cause
+
+
+@pytest.mark.parametrize("interval_s", [0.02, 0.25, 0.5, 1.0])
+@pytest.mark.parametrize("lag_share", [0.0, 0.1])
+def test_ticks_stay_at_full_multiples_and_find_back_to_them_without_one_that_does_not_count(
+    interval_s: float, lag_share: float
+) -> None:
+    """A late tick must cost an observer no more than its own lateness."""
+    lag_s = lag_share * interval_s
+    for late_share in (0.0, 0.2, 0.3, 0.5, 0.9, 0.99, 1.5, 7.3):
+        now = 1000 * interval_s + lag_s + late_share * interval_s
+        for _ in range(8):
+            coming = next_tick(now, interval_s, lag_s)
+            assert coming - now > EARLY_FACTOR * interval_s
+            assert (coming - lag_s + 1e-9) // interval_s > (now - lag_s + 1e-9) // interval_s, "twice in one interval"
+            now = coming
+        off_s = (now - lag_s + interval_s / 2) % interval_s - interval_s / 2
+        assert abs(off_s) < 1e-6, f"not back at full multiples after being {late_share} intervals late"
