@@ -23,10 +23,12 @@ import apsw
 
 from actors.checkpointer.core import Format, Save
 from actors.checkpointer.payloads import PayloadFiles
-from actors.checkpointer.store import SCHEMA, CheckpointStore
+from actors.checkpointer.store import CheckpointStore
+from actors.checkpointer.tables import SCHEMA
 from actors.runtime.database import Database
 from actors.runtime.paths import DATABASE_FILE
-from app.reliability.crash_recovery import CrashRecoveryManager, encode
+from app.reliability._states import encode
+from app.reliability.crash_recovery import CrashRecoveryManager
 from tests.chaos.system import running
 
 MIB = 1024 * 1024

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from actors.checkpointer.config import CheckpointsConfig
 from actors.checkpointer.core import parse_name, parse_run, parse_save
+from actors.checkpointer.outcomes import Opened, Outcome, RunChange, Unsettled
 from actors.checkpointer.payloads import Damaged, PayloadFiles
 from actors.checkpointer.queries import (
     LISTED_DEFAULT,
@@ -23,7 +24,8 @@ from actors.checkpointer.queries import (
     recover_from,
 )
 from actors.checkpointer.spooled import BATCH_BYTES_MAX, Drained, parse_run_change, take_in
-from actors.checkpointer.store import SCHEMA, CheckpointStore, Opened, Outcome, RunChange, Unsettled
+from actors.checkpointer.store import CheckpointStore
+from actors.checkpointer.tables import SCHEMA
 from actors.runtime.actor import Actor, Context
 from actors.runtime.database import DISK_LEASE_S, Database, Synchronous
 from actors.runtime.database_problem import DatabaseError
@@ -42,6 +44,8 @@ TOUCH_INTERVAL_S: Final = 60.0
 """How long it may take until the database knows when a state was last confirmed."""
 DRAIN_INTERVAL_S: Final = 30.0
 """How often the spool is looked into without a hint that there is something."""
+SWEEP_INTERVAL_S: Final = 60.0
+"""How often hand-overs of clients that are gone are looked for."""
 REPORT_INTERVAL_S: Final = 10.0
 """Checkpoints of this time are one event."""
 _RUN: Final = "bytes? 16, the client's run"
@@ -86,7 +90,12 @@ class Checkpointer(Actor):
         holder = {"pid": "int?", "start_time": "int?", "boot_id": "str?"}
         state = {"run": _RUN, "format": "str? msgpack or bytes", "sha256": "bytes? 32", "taken_ms": "int? since 1970"}
         return (
-            Operation("save", "Keep a state, the one raw frame; answered once durable.", name | state, self._save),
+            Operation(
+                "save",
+                "Keep a state, the one raw frame or a new file in DATA/checkpoints; answered once durable.",
+                name | state | {"file": "str? instead of a frame", "bytes": "int? of that file"},
+                self._save,
+            ),
             Operation(
                 "confirm",
                 "Tell whether the newest state has this digest, and note that it holds still.",
@@ -113,6 +122,7 @@ class Checkpointer(Actor):
         self._asked_at = now
         self._drain_at = now
         self._heads_at = self._touch_at = self._report_at = now
+        self._sweep_at = now + SWEEP_INTERVAL_S
         self._tidy_at = now + self._config.tidy_interval_s
 
     def on_tick(self, context: Context, now: float) -> None:
@@ -131,12 +141,15 @@ class Checkpointer(Actor):
         elif self._store.heads_dirty and now >= self._heads_at:
             self._heads_at = now + HEADS_INTERVAL_S
             self._keep("write the chain's heads", self._store.publish_heads)
-        elif not self._store.is_thin and now >= self._tidy_at:
+        elif not self._store.upkeep.is_thin and now >= self._tidy_at:
             self._tidy_at = now + self._config.tidy_interval_s
             self._keep("thin out", self._thin)
+        elif now >= self._sweep_at:
+            self._sweep_at = now + SWEEP_INTERVAL_S
+            self._keep("look for states that nobody asks to take", partial(self._sweep, now))
         elif self._unsettled and now >= self._asked_at + self._config.compress_after_s:
             self._unsettled = False
-            self._keep("look for what to compress", self._store.unsettled, then=self._squeeze)
+            self._keep("look for what to compress", self._store.upkeep.unsettled, then=self._squeeze)
 
     def on_drain(self, context: Context) -> bool:
         """Write what is known only here: confirmations, and the chain's heads."""
@@ -232,7 +245,7 @@ class Checkpointer(Actor):
         fallen_back = found.skipped
         if fallen_back:
             self._counts["damaged"] += len(fallen_back)
-            self._store.mark_damaged(fallen_back)
+            self._store.upkeep.mark_damaged(fallen_back)
             for _, seq, problem in fallen_back[:10]:
                 message = f"checkpoint {seq} of {name} is damaged: {problem}"
                 self._context.log(Severity.ERROR, "checkpoint_damaged", message, name=name, seq=seq)
@@ -303,7 +316,7 @@ class Checkpointer(Actor):
 
     def _thin(self) -> int:
         self._prepare()
-        thinned = self._store.thin(self._config.retention, lambda name: read_one(self._data_dir, name).skipped)
+        thinned = self._store.upkeep.thin(self._config.retention, lambda name: read_one(self._data_dir, name).skipped)
         self._counts["thinned"] += thinned
         self._store.database.release_memory()
         if thinned:
@@ -311,13 +324,18 @@ class Checkpointer(Actor):
             self._context.log(Severity.INFO, "checkpoints_thinned", message, count=thinned)
         return thinned
 
+    def _sweep(self, now: float) -> None:
+        if removed := self._store.files.sweep(now) if self._open else 0:
+            message = f"{removed} states that were handed over and never asked to be taken are removed"
+            self._context.log(Severity.INFO, "hand_overs_swept", message, count=removed)
+
     def _settle(self, item: Unsettled, outcome: Any) -> None:
         if isinstance(outcome, Damaged):
-            self._store.mark_damaged([(item.name, item.seq, str(outcome))])
+            self._store.upkeep.mark_damaged([(item.name, item.seq, str(outcome))])
             message = f"checkpoint {item.seq} of {item.name} is damaged: the payload {outcome}"
             self._context.log(Severity.ERROR, "checkpoint_damaged", message, name=item.name, seq=item.seq)
             outcome = item.stored
-        self._store.settle(item, outcome)
+        self._store.upkeep.settle(item, outcome)
 
     # --- what nobody asked for ---
 
@@ -341,7 +359,9 @@ class Checkpointer(Actor):
         if item is None:
             return
         self._keeping = True
-        self._compressor.submit(self._store.squeeze, item, what="compress", on_done=partial(self._squeezed, item))
+        self._compressor.submit(
+            self._store.upkeep.squeeze, item, what="compress", on_done=partial(self._squeezed, item)
+        )
 
     def _squeezed(self, item: Unsettled, outcome: Any) -> None:
         self._keeping = False

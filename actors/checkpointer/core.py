@@ -32,6 +32,7 @@ from enum import StrEnum
 from typing import Final
 
 from actors.runtime.digests import SHA256_BYTES, sha256
+from actors.runtime.handover import is_state_name
 from protocol.codec import pack
 from protocol.errors import ErrorCode, ProtocolError, ReliabilityError
 from protocol.limits import MIB
@@ -380,6 +381,14 @@ def _within_bounds(stays: Sequence[Kept], guarded: set[int], retention: Retentio
 
 
 @dataclass(frozen=True, slots=True)
+class Handed:
+    """A file with a state in it, as its client tells."""
+
+    file: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Save:
     """One state to be kept.
 
@@ -392,6 +401,7 @@ class Save:
         payload: the bytes.
         sha256: its digest as the client computed it, None if it did not.
         acknowledged: whether the client was told already that it is kept.
+        handed: the file that it was handed over in, instead of a payload; see `actors.runtime.handover`.
     """
 
     id: bytes
@@ -402,6 +412,7 @@ class Save:
     payload: bytes
     sha256: bytes | None = None
     acknowledged: bool = False
+    handed: Handed | None = None
 
 
 def parse_save(
@@ -412,11 +423,13 @@ def parse_save(
     Raises:
         ProtocolError: naming what is wrong.
     """
-    if len(raw) != 1:
-        raise ProtocolError("save takes the payload as one raw frame")
-    if len(raw[0]) > PAYLOAD_BYTES_MAX:
+    handed = None if acknowledged else _parse_handed(arguments)
+    if len(raw) != (0 if handed else 1):
+        raise ProtocolError("save takes the payload as one raw frame, or else as a file")
+    size_bytes = handed.size_bytes if handed else len(raw[0])
+    if size_bytes > PAYLOAD_BYTES_MAX:
         raise ProtocolError(
-            f"a state of {len(raw[0])} bytes exceeds the limit of {PAYLOAD_BYTES_MAX}", ErrorCode.TOO_LARGE
+            f"a state of {size_bytes} bytes exceeds the limit of {PAYLOAD_BYTES_MAX}", ErrorCode.TOO_LARGE
         )
     taken_ms = arguments.get("taken_ms")
     if taken_ms is not None and (type(taken_ms) is not int or not 0 <= taken_ms < 2**53):
@@ -431,9 +444,10 @@ def parse_save(
         parse_run(arguments.get("run")),
         now_ms if taken_ms is None else taken_ms,
         kind,
-        raw[0],
+        b"" if handed else raw[0],
         _parse_digest(arguments.get("sha256")),
         acknowledged,
+        handed,
     )
 
 
@@ -471,6 +485,17 @@ def parse_holder(arguments: dict[str, object]) -> Holder | None:
     if type(pid) is not int or type(start_time) is not int or type(boot_id) is not str or len(boot_id) > 100:
         raise ProtocolError("a process is told by pid, start_time and boot_id")
     return Holder(pid, start_time, boot_id)
+
+
+def _parse_handed(arguments: dict[str, object]) -> Handed | None:
+    name, size_bytes = arguments.get("file"), arguments.get("bytes")
+    if name is None and size_bytes is None:
+        return None
+    if type(name) is not str or not is_state_name(name):
+        raise ProtocolError("file is no name of a file that a state can be handed over in")
+    if type(size_bytes) is not int or size_bytes < 0:
+        raise ProtocolError("bytes is not the size of the file")
+    return Handed(name, size_bytes)
 
 
 def _parse_digest(value: object) -> bytes | None:

@@ -17,14 +17,16 @@ import msgpack
 
 from actors.checkpointer.core import PAYLOAD_BYTES_MAX, Encoding
 from actors.runtime.digests import sha256
+from actors.runtime.handover import is_state_name, new_state_name, states_directory
 from actors.runtime.paths import sync_directory, write_atomically
 from protocol.errors import ErrorCode, LocalError, ProtocolError
 from protocol.limits import KIB, MIB
 
 FOLDER: Final = "checkpoints"
+STALE_S: Final = 120.0
+"""How long a file may lie there unasked for before its client counts as gone; a client waits for seconds only."""
 LOST_FOLDER: Final = "lost"
 HEADS_FILE: Final = "head.json"
-SUFFIX: Final = ".state"
 LARGE_DIGEST_BYTES: Final = 32 * KIB
 """From here on OpenSSL's digest is worth the memory that it takes."""
 COMPRESSION_LEVEL: Final = 1
@@ -115,11 +117,22 @@ def decode(stored: bytes, encoding: Encoding, size_bytes: int, expected_sha256: 
 
 
 class PayloadFiles:
-    """The files of payloads in one data directory."""
+    """The files of payloads in one data directory.
+
+    Attributes:
+        directory: where they are; clients hand theirs over there.
+        known: names that rows have, or soon will: what else lies there a client has made, or a death has left.
+    """
 
     def __init__(self, data_dir: str) -> None:
         """Name the directory; it is made when first written to."""
-        self.directory = os.path.join(data_dir, FOLDER)
+        self.directory = states_directory(data_dir)
+        self.known: set[str] = set()
+        self._first_seen: dict[str, float] = {}
+
+    def path(self, name: str) -> str:
+        """Return where the file `name` is."""
+        return os.path.join(self.directory, name)
 
     def write(self, payload: bytes) -> str:
         """Keep a payload in a new file that survives a power cut; returns its name.
@@ -127,10 +140,11 @@ class PayloadFiles:
         Raises:
             LocalError: it cannot be written, and no file is left.
         """
-        name = os.urandom(16).hex() + SUFFIX
-        path = os.path.join(self.directory, name)
+        name = new_state_name()
+        self.known.add(name)
+        path = self.path(name)
         try:
-            self._make_directory()
+            self.make_directory()
             with open(path, "xb", buffering=0, opener=_open_private) as file:
                 view = memoryview(payload)
                 while view:
@@ -149,7 +163,7 @@ class PayloadFiles:
         Raises:
             Damaged: there is none, it cannot be read, or has more than `bytes_max` bytes.
         """
-        if not is_payload_file(name):
+        if not is_state_name(name):
             raise Damaged("names no file")
         try:
             with open(os.path.join(self.directory, name), "rb") as file:
@@ -169,15 +183,24 @@ class PayloadFiles:
 
     def remove(self, name: str) -> None:
         """Remove a file, if it is there; one that cannot be removed is swept another time."""
+        self.known.discard(name)
         try:
-            os.unlink(os.path.join(self.directory, name))
+            os.unlink(self.path(name))
         except OSError:
             return
+
+    def sweep(self, now: float) -> int:
+        """Remove files that are not `known` and lie there for too long; `now` is monotonic. Returns how many."""
+        self._first_seen = {name: self._first_seen.get(name, now) for name in self.names() - self.known}
+        stale = [name for name, seen in self._first_seen.items() if now - seen >= STALE_S]
+        for name in stale:
+            self.remove(name)
+        return len(stale)
 
     def names(self) -> set[str]:
         """Return the names of all files of payloads."""
         try:
-            return {name for name in os.listdir(self.directory) if is_payload_file(name)}
+            return {name for name in os.listdir(self.directory) if is_state_name(name)}
         except FileNotFoundError:
             return set()
 
@@ -200,7 +223,7 @@ class PayloadFiles:
         body = json.dumps(names, sort_keys=True)
         content = json.dumps({"names": names, "sha256": sha256(body.encode()).hex()}, sort_keys=True)
         try:
-            self._make_directory()
+            self.make_directory()
             write_atomically(os.path.join(self.directory, HEADS_FILE), content.encode(), sync=True)
         except OSError as error:
             raise not_written(error) from None
@@ -222,7 +245,8 @@ class PayloadFiles:
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
-    def _make_directory(self) -> None:
+    def make_directory(self) -> None:
+        """Have the directory, durably."""
         if not os.path.isdir(self.directory):
             os.makedirs(self.directory, mode=0o700, exist_ok=True)
             if sys.platform != "win32":
@@ -244,11 +268,6 @@ def compress(payload: bytes) -> bytes:
     view = memoryview(payload)
     parts = [deflater.compress(view[start : start + _CHUNK_BYTES]) for start in range(0, len(view), _CHUNK_BYTES)]
     return b"".join([*parts, deflater.flush()])
-
-
-def is_payload_file(name: str) -> bool:
-    """Tell whether a file's name is one that we give."""
-    return len(name) == 32 + len(SUFFIX) and name.endswith(SUFFIX) and os.sep not in name
 
 
 def not_written(error: OSError) -> LocalError:

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from actors.checkpointer.core import Save, parse_holder, parse_name, parse_run, parse_save
+from actors.checkpointer.outcomes import Outcome, RunChange
 from actors.checkpointer.queries import OP_BEGIN, OP_END, OP_SAVE
-from actors.checkpointer.store import CheckpointStore, Outcome, RunChange
+from actors.checkpointer.store import CheckpointStore
 from protocol.errors import ReliabilityError
 from protocol.limits import MIB
 

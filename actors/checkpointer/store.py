@@ -1,190 +1,53 @@
-"""The tables of checkpointer: every statement that writes them stands here; `queries` reads them. Worker thread only.
+"""Keeping checkpoints: with `tables` and `upkeep` all that writes them; `queries` reads them. Worker thread only.
 
 A large payload is on the disk, flushed, before the transaction begins whose row names its file; the row is what makes
 it a checkpoint. A file without a row, left by a death in between, is swept away.
 """
 
+import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Final, TypeVar
 
 import apsw
 
 from actors.checkpointer.core import (
     GENESIS,
-    RUNS_KEPT_MAX,
     Description,
     Encoding,
     Format,
     Gap,
-    Holder,
-    Kept,
-    Retention,
-    Run,
-    Runs,
+    Handed,
     Save,
     hash_of,
-    plan_thinning,
     with_gap,
 )
-from actors.checkpointer.payloads import (
-    Head,
-    PayloadFiles,
-    Stored,
-    check_msgpack,
-    compress,
-    decode,
-    digest,
-    shrinks,
+from actors.checkpointer.incoming import Refused, take
+from actors.checkpointer.outcomes import Loss, Opened, Outcome, RunChange
+from actors.checkpointer.payloads import Head, PayloadFiles, Stored, check_msgpack, digest
+from actors.checkpointer.tables import (
+    NEWEST,
+    columns,
+    load_gaps,
+    load_head,
+    load_runs,
+    put_head,
+    store_gaps,
+    store_runs,
 )
-from actors.runtime.database import Database, Migration, Schema
+from actors.checkpointer.upkeep import Upkeep
+from actors.runtime.database import Database
 from actors.runtime.database_problem import DatabaseError, Problem
-from actors.runtime.identity import ProcessIdentity
-from protocol.errors import ErrorCode, ProtocolError, ReliabilityError
-from protocol.limits import KIB
-from protocol.names import CHECKPOINTER
-
-SCHEMA: Final = Schema(
-    CHECKPOINTER,
-    (
-        Migration(
-            # What describes a checkpoint comes before its payload, so that listing them reads no payload.
-            """
-            CREATE TABLE checkpoints (
-                number INTEGER PRIMARY KEY,
-                name TEXT NOT NULL,
-                seq INTEGER NOT NULL,
-                run INTEGER NOT NULL,
-                id BLOB NOT NULL UNIQUE,
-                timestamp_ms INTEGER NOT NULL,
-                confirmed_ms INTEGER NOT NULL,
-                size_bytes INTEGER NOT NULL,
-                sha256 BLOB NOT NULL,
-                format TEXT NOT NULL,
-                prev_hash BLOB NOT NULL,
-                hash BLOB NOT NULL,
-                damaged TEXT NOT NULL DEFAULT '',
-                settled INTEGER NOT NULL DEFAULT 0,
-                encoding TEXT NOT NULL,
-                stored_bytes INTEGER NOT NULL,
-                file TEXT,
-                payload BLOB,
-                UNIQUE (name, seq)
-            ) STRICT;
-            CREATE INDEX checkpoints_by_run ON checkpoints (name, run, seq);
-            CREATE INDEX checkpoints_unsettled ON checkpoints (number) WHERE settled = 0;
-            CREATE TABLE checkpoint_names (
-                name TEXT PRIMARY KEY,
-                seq INTEGER NOT NULL,
-                hash BLOB NOT NULL,
-                timestamp_ms INTEGER NOT NULL
-            ) STRICT;
-            CREATE TABLE checkpoint_gaps (
-                name TEXT NOT NULL,
-                first_seq INTEGER NOT NULL,
-                last_seq INTEGER NOT NULL,
-                prev_hash BLOB NOT NULL,
-                last_hash BLOB NOT NULL,
-                lost INTEGER NOT NULL,
-                PRIMARY KEY (name, first_seq)
-            ) STRICT;
-            CREATE TABLE checkpoint_runs (
-                id BLOB PRIMARY KEY,
-                name TEXT NOT NULL,
-                number INTEGER NOT NULL,
-                ended INTEGER NOT NULL,
-                pid INTEGER,
-                start_time INTEGER,
-                boot_id TEXT,
-                UNIQUE (name, number)
-            ) STRICT;
-            """,
-            usable_from=1,
-        ),
-    ),
-)
+from protocol.errors import ErrorCode, ReliabilityError
 
 Result = TypeVar("Result")
 
-REMOVED_MAX: Final = 500
-"""Checkpoints removed in one transaction."""
-COMPRESSED_BYTES_MIN: Final = 4 * KIB
-"""A smaller payload takes one page either way."""
 _INSERT: Final = (
     "INSERT INTO checkpoints (name, seq, run, id, timestamp_ms, confirmed_ms, size_bytes, sha256, format, prev_hash,"
     " hash, encoding, stored_bytes, file, payload) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 _FIND: Final = "SELECT name, seq, timestamp_ms, size_bytes, sha256 FROM checkpoints WHERE id = ?"
-_NEWEST: Final = (
-    "SELECT seq, run, id, timestamp_ms, size_bytes, sha256, format FROM checkpoints"
-    " WHERE name = ? ORDER BY run DESC, seq DESC LIMIT 1"
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of one state that was to be kept.
-
-    Attributes:
-        id: of the checkpoint that holds it.
-        name: whose it is.
-        seq: its number.
-        timestamp_ms: when it was taken.
-        size_bytes: of the payload.
-        sha256: of the payload.
-        unchanged: the newest checkpoint held it already.
-        repeated: this very request was carried out before.
-    """
-
-    id: bytes
-    name: str
-    seq: int
-    timestamp_ms: int
-    size_bytes: int
-    sha256: bytes
-    unchanged: bool = False
-    repeated: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Loss:
-    """Checkpoints that the heads beside the database know, and the database does not."""
-
-    name: str
-    count: int
-    head_seq: int
-
-
-@dataclass(slots=True)
-class Opened:
-    """What was found at the start."""
-
-    losses: list[Loss] = field(default_factory=list)
-    forked: list[str] = field(default_factory=list)
-    heads_damaged: bool = False
-    orphans: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class RunChange:
-    """A run that begins or ends."""
-
-    name: str
-    run: bytes
-    holder: Holder | None = None
-    ends: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Unsettled:
-    """A checkpoint whose payload was not yet looked at for compression."""
-
-    number: int
-    name: str
-    seq: int
-    size_bytes: int
-    sha256: bytes
-    stored: Stored
 
 
 @dataclass(slots=True)
@@ -194,12 +57,29 @@ class _Prepared:
     stored: Stored
 
 
+@dataclass(slots=True)
+class _NotTaken:
+    """A state that was handed over, and cannot be taken."""
+
+    save: Save
+    error: Refused
+
+    def may_be(self, size_bytes: int, sha256: bytes) -> bool:
+        """Tell whether a checkpoint of the same id is that state, as far as its client told."""
+        save = self.save
+        return save.handed is not None and save.handed.size_bytes == size_bytes and save.sha256 in {None, sha256}
+
+
+_Item = _Prepared | _NotTaken | ReliabilityError
+
+
 class CheckpointStore:
     """Keeps checkpoints; the only one that does.
 
     Attributes:
         database: the connection.
         files: the large payloads.
+        upkeep: what becomes of checkpoints afterwards.
     """
 
     def __init__(
@@ -214,12 +94,12 @@ class CheckpointStore:
         """Write through `database`, whose schema is `SCHEMA` and which is synchronous=FULL."""
         self.database = database
         self.files = files
+        self.upkeep = Upkeep(database, files, inline_bytes_max)
         self._inline_bytes_max = inline_bytes_max
         self._names_max = names_max
         self._wall_ms = wall_ms
         self._heads: dict[str, Head] = {}
         self._heads_dirty = False
-        self._unthinned: set[str] = set()
 
     def open(self) -> Opened:
         """Compare the database with the heads beside it, and remove what a death left; once, before anything else.
@@ -227,6 +107,8 @@ class CheckpointStore:
         Raises:
             DatabaseError: the database cannot be used.
         """
+        with suppress(OSError):  # without it, clients send their states
+            self.files.make_directory()
         known = self.files.read_heads()
         opened = Opened(heads_damaged=known is None)
         files = self.files.names()
@@ -246,6 +128,7 @@ class CheckpointStore:
             return heads, used
 
         self._heads, used = self.database.write(work)
+        self.files.known.update(used)
         for name in sorted(files - used):
             opened.orphans += 1
             if opened.losses:
@@ -253,7 +136,7 @@ class CheckpointStore:
             else:
                 self.files.remove(name)
         self._heads_dirty = True
-        self._unthinned = set(self._heads)
+        self.upkeep.has_grown(self._heads)
         return opened
 
     def save(self, saves: Sequence[Save]) -> list[Outcome | ReliabilityError]:
@@ -262,7 +145,7 @@ class CheckpointStore:
         Raises:
             DatabaseError, LocalError: none of them is kept.
         """
-        prepared: list[_Prepared | ReliabilityError] = []
+        prepared: list[_Item] = []
         try:
             prepared += map(self._prepare, saves)
             outcomes = self._commit(prepared)
@@ -294,8 +177,8 @@ class CheckpointStore:
         """
 
         def work(connection: apsw.Connection) -> Outcome | None:
-            runs = _load_runs(connection, name)
-            newest = connection.execute(_NEWEST, (name,)).fetchone()
+            runs = load_runs(connection, name)
+            newest = connection.execute(NEWEST, (name,)).fetchone()
             if newest is None or newest[5] != sha256 or newest[1] != runs.newest_number or not runs.is_newest(run):
                 return None
             seq, _, id_, timestamp_ms, size_bytes, digest_, _ = newest
@@ -312,7 +195,7 @@ class CheckpointStore:
 
         def work(connection: apsw.Connection) -> None:
             for name, at_ms in confirmed.items():
-                newest = connection.execute(_NEWEST, (name,)).fetchone()
+                newest = connection.execute(NEWEST, (name,)).fetchone()
                 if newest is not None:
                     connection.execute(
                         "UPDATE checkpoints SET confirmed_ms = max(confirmed_ms, ?) WHERE name = ? AND seq = ?",
@@ -331,123 +214,14 @@ class CheckpointStore:
         def work(connection: apsw.Connection) -> int:
             if not acknowledged:
                 self._admit_name(connection, change.name)
-            runs = _load_runs(connection, change.name)
+            runs = load_runs(connection, change.name)
             number = runs.begin(change.run, change.holder)
             if change.ends:
                 runs.end(change.run)
-            _store_runs(connection, change.name, runs)
+            store_runs(connection, change.name, runs)
             return number
 
         return self.database.write(work)
-
-    def thin(self, retention: Retention, look: Callable[[str], Sequence[tuple[str, int, str]]]) -> int:
-        """Remove what is no longer kept, at most `REMOVED_MAX` of each name; returns how many that were.
-
-        Before anything of a name is removed, `look` is asked which of its newest checkpoints are damaged, up to the
-        newest valid one: so that one stays.
-
-        Raises:
-            DatabaseError: not all of it is removed.
-        """
-        removed_in_all = 0
-        while self._unthinned:
-            name = self._unthinned.pop()
-            try:
-                if self._plan(name, retention):
-                    if damaged := look(name):
-                        self.mark_damaged(damaged)
-                    removed = self._thin(name, retention)
-                    removed_in_all += removed
-                    if removed == REMOVED_MAX:
-                        self._unthinned.add(name)
-                        break
-            except BaseException:
-                self._unthinned.add(name)
-                raise
-        return removed_in_all
-
-    @property
-    def is_thin(self) -> bool:
-        """Whether nothing was saved since the last `thin`."""
-        return not self._unthinned
-
-    def mark_damaged(self, found: Iterable[tuple[str, int, str]]) -> None:
-        """Note checkpoints (name, number, problem) that turned out to be damaged, so that they protect no other.
-
-        Raises:
-            DatabaseError: it is not noted.
-        """
-        marks = [(problem, name, seq) for name, seq, problem in found]
-
-        def work(connection: apsw.Connection) -> None:
-            connection.executemany("UPDATE checkpoints SET damaged = ? WHERE name = ? AND seq = ?", marks)
-
-        self.database.write(work)
-
-    def unsettled(self) -> Unsettled | None:
-        """Return a checkpoint that may be compressed: one that has a successor. None if there is none.
-
-        Raises:
-            DatabaseError: the database cannot be used.
-        """
-
-        def work(connection: apsw.Connection) -> Unsettled | None:
-            connection.execute("UPDATE checkpoints SET settled = 1 WHERE settled = 0 AND stored_bytes < ?", (4 * KIB,))
-            row = connection.execute(
-                "SELECT number, c.name, c.seq, size_bytes, sha256, encoding, stored_bytes, payload, file"
-                " FROM checkpoints AS c JOIN checkpoint_names AS n ON n.name = c.name AND n.seq > c.seq"
-                " WHERE settled = 0 ORDER BY number LIMIT 1"
-            ).fetchone()
-            if row is None:
-                return None
-            number, name, seq, size_bytes, sha256, encoding, stored_bytes, payload, file = row
-            stored = Stored(Encoding(encoding), stored_bytes, payload, file)
-            return Unsettled(number, name, seq, size_bytes, sha256, stored)
-
-        return self.database.write(work)
-
-    def squeeze(self, item: Unsettled) -> Stored:
-        """Return a payload compressed, if that pays, in a new file if it is large; from any thread.
-
-        Raises:
-            Damaged: it is not what was saved.
-            LocalError: there is no space.
-        """
-        before = item.stored
-        stored = before.blob
-        if stored is None:
-            stored = self.files.read(before.file or "", before.stored_bytes)
-        payload = decode(stored, before.encoding, item.size_bytes, item.sha256)
-        if before.encoding is not Encoding.STORED or not shrinks(payload):
-            return before
-        smaller = compress(payload)
-        if len(smaller) >= len(payload):
-            return before
-        if len(smaller) <= self._inline_bytes_max:
-            return Stored(Encoding.ZLIB, len(smaller), blob=smaller)
-        return Stored(Encoding.ZLIB, len(smaller), file=self.files.write(smaller))
-
-    def settle(self, item: Unsettled, after: Stored) -> None:
-        """Let a checkpoint's payload be kept as `after`, and drop what it was before.
-
-        Raises:
-            DatabaseError: it is kept as it was.
-        """
-
-        def work(connection: apsw.Connection) -> bool:
-            connection.execute(
-                "UPDATE checkpoints SET settled = 1, encoding = ?, stored_bytes = ?, file = ?, payload = ?"
-                " WHERE number = ? AND id = (SELECT id FROM checkpoints WHERE number = ? AND seq = ? AND name = ?)",
-                (*_columns(after), item.number, item.number, item.seq, item.name),
-            )
-            return connection.changes() > 0
-
-        done = False
-        try:
-            done = self.database.write(work)
-        finally:
-            if after is not item.stored:
-                self._remove_files([item.stored if done else after])
 
     def publish_heads(self) -> None:
         """Keep the heads beside the database, if they have changed since.
@@ -466,23 +240,49 @@ class CheckpointStore:
 
     # --- saving ---
 
-    def _prepare(self, save: Save) -> "_Prepared | ReliabilityError":
+    def _prepare(self, save: Save) -> _Item:
         """Check and digest a state, and bring its payload to the disk if it is large."""
-        payload = save.payload
         try:
-            if save.format is Format.MSGPACK:
-                check_msgpack(payload)
-        except ProtocolError as error:
+            if save.handed is not None:
+                return self._take(save, save.handed)
+            found = _judge(save, save.payload)
+        except ReliabilityError as error:
             return error
-        found = digest(payload)
-        if save.sha256 is not None and save.sha256 != found:
-            return ReliabilityError(ErrorCode.INTEGRITY, "the state was damaged on its way: its SHA-256 is another")
-        if len(payload) <= self._inline_bytes_max:
-            return _Prepared(save, found, Stored(Encoding.STORED, len(payload), blob=payload))
-        # Digesting on a thread of its own meanwhile was measured, and is no quicker: the thread costs what it saves.
-        return _Prepared(save, found, Stored(Encoding.STORED, len(payload), file=self.files.write(payload)))
+        return _Prepared(save, found, self._keep(save.payload))
 
-    def _commit(self, prepared: "Sequence[_Prepared | ReliabilityError]") -> list[Outcome | ReliabilityError]:
+    def _take(self, save: Save, handed: Handed) -> _Item:
+        """Prepare a state that lies in a file: it becomes the file of the payload, without being written again.
+
+        What can only be the client's fault, or its helper's, is the outcome: the client sends the bytes then.
+        """
+        name = handed.file
+        if name in self.files.known:
+            return _NotTaken(save, Refused("is a checkpoint already"))
+        self.files.known.add(name)
+        try:
+            with take(self.files.path(name), handed.size_bytes, time.sleep) as taken:
+                found = _judge(save, taken.payload)
+                taken.flush()
+            save = replace(save, payload=taken.payload)
+            if handed.size_bytes > self._inline_bytes_max:
+                return _Prepared(save, found, Stored(Encoding.STORED, handed.size_bytes, file=name))
+            kept = self._keep(taken.payload)
+        except Refused as error:
+            self.files.remove(name)
+            return _NotTaken(save, error)
+        except BaseException:
+            self.files.remove(name)
+            raise
+        self.files.remove(name)
+        return _Prepared(save, found, kept)
+
+    def _keep(self, payload: bytes) -> Stored:
+        if len(payload) <= self._inline_bytes_max:
+            return Stored(Encoding.STORED, len(payload), blob=payload)
+        # Digesting on a thread of its own meanwhile was measured, and is no quicker: the thread costs what it saves.
+        return Stored(Encoding.STORED, len(payload), file=self.files.write(payload))
+
+    def _commit(self, prepared: Sequence[_Item]) -> list[Outcome | ReliabilityError]:
         heads: dict[str, Head] = {}
 
         def work(connection: apsw.Connection) -> list[Outcome | ReliabilityError]:
@@ -493,37 +293,39 @@ class CheckpointStore:
         if heads:
             self._heads.update(heads)
             self._heads_dirty = True
-            self._unthinned |= heads.keys()
+            self.upkeep.has_grown(heads)
         return outcomes
 
-    def _insert(
-        self, connection: apsw.Connection, item: "_Prepared | ReliabilityError", heads: dict[str, Head]
-    ) -> Outcome | ReliabilityError:
+    def _insert(self, connection: apsw.Connection, item: _Item, heads: dict[str, Head]) -> Outcome | ReliabilityError:
         if isinstance(item, ReliabilityError):
             return item
         save = item.save
         repeated = connection.execute(_FIND, (save.id,)).fetchone()
         if repeated is not None:
-            if repeated[0] != save.name or repeated[4] != item.sha256:
-                return ReliabilityError(ErrorCode.ID_CONFLICT, "this id is that of another checkpoint")
             name, seq, timestamp_ms, size_bytes, sha256 = repeated
+            # A file that was taken the first time, in another life, is gone.
+            same = item.may_be(size_bytes, sha256) if isinstance(item, _NotTaken) else sha256 == item.sha256
+            if name != save.name or not same:
+                return ReliabilityError(ErrorCode.ID_CONFLICT, "this id is that of another checkpoint")
             return Outcome(save.id, name, seq, timestamp_ms, size_bytes, sha256, repeated=True)
+        if isinstance(item, _NotTaken):
+            return item.error
         try:
             if not save.acknowledged:
                 self._admit_name(connection, save.name)
-            runs = _load_runs(connection, save.name)
+            runs = load_runs(connection, save.name)
             run = runs.saves(save.run, acknowledged=save.acknowledged)
         except ReliabilityError as error:
             return error
-        newest = connection.execute(_NEWEST, (save.name,)).fetchone()
-        _store_runs(connection, save.name, runs)
+        newest = connection.execute(NEWEST, (save.name,)).fetchone()
+        store_runs(connection, save.name, runs)
         if newest is not None and newest[1] == run and newest[5] == item.sha256 and newest[6] == save.format:
             connection.execute(
                 "UPDATE checkpoints SET confirmed_ms = max(confirmed_ms, ?) WHERE name = ? AND seq = ?",
                 (save.timestamp_ms, save.name, newest[0]),
             )
             return Outcome(newest[2], save.name, newest[0], newest[3], newest[4], newest[5], unchanged=True)
-        head = _head(connection, save.name)
+        head = load_head(connection, save.name)
         described = Description(save.name, head.seq + 1, save.id, item.sha256, save.timestamp_ms)
         new = Head(described.seq, hash_of(head.hash, described), save.timestamp_ms)
         connection.execute(
@@ -540,10 +342,10 @@ class CheckpointStore:
                 save.format,
                 head.hash,
                 new.hash,
-                *_columns(item.stored),
+                *columns(item.stored),
             ),
         )
-        _put_head(connection, save.name, new)
+        put_head(connection, save.name, new)
         heads[save.name] = new
         return Outcome(save.id, save.name, new.seq, save.timestamp_ms, len(save.payload), item.sha256)
 
@@ -557,46 +359,24 @@ class CheckpointStore:
             message = f"{count} names have checkpoints already"
             raise ReliabilityError(ErrorCode.TOO_LARGE, message, "See [checkpoints] names_max in reliability.toml.")
 
-    # --- removing ---
-
-    def _plan(self, name: str, retention: Retention) -> list[int]:
-        return self.database.write(lambda connection: plan_thinning(_load_kept(connection, name), retention))
-
-    def _thin(self, name: str, retention: Retention) -> int:
-        def work(connection: apsw.Connection) -> tuple[int, list[str]]:
-            removed = plan_thinning(_load_kept(connection, name), retention)[:REMOVED_MAX]
-            gaps = before = _load_gaps(connection, name)
-            files = []
-            for seq in removed:
-                prev_hash, hash_, file = connection.execute(
-                    "SELECT prev_hash, hash, file FROM checkpoints WHERE name = ? AND seq = ?", (name, seq)
-                ).get
-                gaps = with_gap(gaps, Gap(seq, seq, prev_hash, hash_))
-                files += [file] if file else []
-            connection.executemany(
-                "DELETE FROM checkpoints WHERE name = ? AND seq = ?", [(name, seq) for seq in removed]
-            )
-            _store_gaps(connection, name, before, gaps)
-            return len(removed), files
-
-        removed, files = self.database.write(work)
-        for file in files:
-            self.files.remove(file)
-        return removed
-
     def _remove_files(self, stored: Iterable[Stored | None]) -> None:
         for item in stored:
             if item is not None and item.file is not None:
                 self.files.remove(item.file)
 
 
-def holder_is_alive(holder: Holder) -> bool:
-    """Tell whether the process of a run still runs."""
-    return ProcessIdentity(holder.pid, holder.start_time, holder.boot_id).is_running()
+def _judge(save: Save, payload: bytes) -> bytes:
+    """Return the digest of a payload that is what its client tells.
 
-
-def _columns(stored: Stored) -> tuple[str, int, str | None, bytes | None]:
-    return stored.encoding, stored.stored_bytes, stored.file, stored.blob
+    Raises:
+        ReliabilityError: it is not.
+    """
+    if save.format is Format.MSGPACK:
+        check_msgpack(payload)
+    found = digest(payload)
+    if save.sha256 is not None and save.sha256 != found:
+        raise ReliabilityError(ErrorCode.INTEGRITY, "the state was damaged on its way: its SHA-256 is another")
+    return found
 
 
 def _compare(connection: apsw.Connection, name: str, heads: dict[str, Head], known: Head, opened: Opened) -> None:
@@ -604,82 +384,12 @@ def _compare(connection: apsw.Connection, name: str, heads: dict[str, Head], kno
     head = heads.get(name, Head(0, GENESIS, 0))
     if known.seq > head.seq:
         opened.losses.append(Loss(name, known.seq - head.seq, known.seq))
-        gaps = _load_gaps(connection, name)
+        gaps = load_gaps(connection, name)
         lost = Gap(head.seq + 1, known.seq, head.hash, known.hash, lost=True)
-        _store_gaps(connection, name, gaps, with_gap(gaps, lost))
-        _put_head(connection, name, known)
+        store_gaps(connection, name, gaps, with_gap(gaps, lost))
+        put_head(connection, name, known)
         heads[name] = known
         return
     at = connection.execute("SELECT hash FROM checkpoints WHERE name = ? AND seq = ?", (name, known.seq)).get
     if at is not None and at != known.hash:
         opened.forked.append(name)
-
-
-def _head(connection: apsw.Connection, name: str) -> Head:
-    row = connection.execute("SELECT seq, hash, timestamp_ms FROM checkpoint_names WHERE name = ?", (name,)).fetchone()
-    return Head(*row) if row else Head(0, GENESIS, 0)
-
-
-def _put_head(connection: apsw.Connection, name: str, head: Head) -> None:
-    connection.execute(
-        "INSERT OR REPLACE INTO checkpoint_names (name, seq, hash, timestamp_ms) VALUES (?, ?, ?, ?)",
-        (name, head.seq, head.hash, head.timestamp_ms),
-    )
-
-
-def _load_runs(connection: apsw.Connection, name: str) -> Runs:
-    rows: Iterable[Any] = connection.execute(
-        "SELECT id, number, ended, pid, start_time, boot_id FROM checkpoint_runs WHERE name = ?", (name,)
-    )
-    runs = [
-        Run(id_, number, bool(ended), None if pid is None else Holder(pid, start_time, boot_id))
-        for id_, number, ended, pid, start_time, boot_id in rows
-    ]
-    return Runs(name, runs, holder_is_alive)
-
-
-def _store_runs(connection: apsw.Connection, name: str, runs: Runs) -> None:
-    for run in runs.changed.values():
-        holder = run.holder
-        connection.execute(
-            "INSERT OR REPLACE INTO checkpoint_runs (id, name, number, ended, pid, start_time, boot_id)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (run.id, name, run.number, int(run.ended))
-            + ((holder.pid, holder.start_time, holder.boot_id) if holder else (None, None, None)),
-        )
-    if runs.changed:
-        connection.execute(
-            "DELETE FROM checkpoint_runs WHERE name = ? AND number <= ?", (name, runs.newest_number - RUNS_KEPT_MAX)
-        )
-
-
-def _load_kept(connection: apsw.Connection, name: str) -> list[Kept]:
-    rows: Iterable[Any] = connection.execute(
-        "SELECT seq, timestamp_ms, stored_bytes, damaged, run FROM checkpoints WHERE name = ?", (name,)
-    )
-    return [
-        Kept(seq, timestamp_ms, stored_bytes, bool(damaged), run)
-        for seq, timestamp_ms, stored_bytes, damaged, run in rows
-    ]
-
-
-def _load_gaps(connection: apsw.Connection, name: str) -> list[Gap]:
-    rows: Iterable[Any] = connection.execute(
-        "SELECT first_seq, last_seq, prev_hash, last_hash, lost FROM checkpoint_gaps WHERE name = ?", (name,)
-    )
-    return [Gap(first, last, prev_hash, last_hash, bool(lost)) for first, last, prev_hash, last_hash, lost in rows]
-
-
-def _store_gaps(connection: apsw.Connection, name: str, before: Sequence[Gap], after: Sequence[Gap]) -> None:
-    connection.executemany(
-        "DELETE FROM checkpoint_gaps WHERE name = ? AND first_seq = ?",
-        [(name, gap.first_seq) for gap in before if gap not in after],
-    )
-    connection.executemany(
-        "INSERT INTO checkpoint_gaps (name, first_seq, last_seq, prev_hash, last_hash, lost) VALUES (?, ?, ?, ?, ?, ?)",
-        [
-            (name, gap.first_seq, gap.last_seq, gap.prev_hash, gap.last_hash, int(gap.lost))
-            for gap in after
-            if gap not in before
-        ],
-    )

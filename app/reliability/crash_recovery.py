@@ -23,50 +23,37 @@ checkpointer does not answer in time it goes to the local spool, and is taken in
 
 import asyncio
 import inspect
-import json
 import os
-import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self
-
-import msgpack
 
 from actors.runtime.identity import own_identity
 from actors.runtime.paths import data_directory
 from actors.runtime.spool import SpoolWriter
 from actors.runtime.transport import Lane
+from app.reliability._checkpoint_calls import ANSWER_S, CheckpointCalls
 from app.reliability._durable_core import SPOOLED_CODES
+from app.reliability._offline_recovery import read_offline
+from app.reliability._states import StateError, decode, digest, encode
 from app.reliability.async_client import AsyncClient
-from protocol.errors import ErrorCode, LocalError, NotDurable, ReliabilityError
-from protocol.limits import KIB, MIB
+from protocol.errors import ErrorCode, LocalError, ReliabilityError
+from protocol.limits import MIB
 from protocol.names import CHECKPOINTER, EVENT_LOGGER, NAME_LENGTH_MAX, is_valid_name
 
 __all__ = ["Checkpoint", "CrashRecoveryManager", "Recovery", "StateError", "default_name"]
 
 INTERVAL_DEFAULT_S: Final = 30.0
 TIMEOUT_DEFAULT_S: Final = 10.0
-STATE_BYTES_MAX: Final = 64 * MIB
-ANSWER_S: Final = 1.0
-"""How long the checkpointer has to answer before a small state goes to the spool."""
-ANSWER_BYTES_PER_S: Final = 16 * MIB
-"""A large one may take this much longer."""
 RECOVERY_ANSWER_S: Final = 2.5
 """How long it has to answer before the files are read."""
 COMPARED_BYTES_MAX: Final = 8 * MIB
 """The last state is kept for comparison up to this size; of a larger one its digest."""
-CONTROL_LANE_BYTES_MAX: Final = 128 * KIB
-NESTING_MAX: Final = 500
-_OFFLINE: Final = "actors.checkpointer.offline"
 
 StateCallback = Callable[[], Any] | Callable[[], Awaitable[Any]]
-
-
-class StateError(LocalError):
-    """A state cannot be kept: msgpack cannot hold it, or it is too large. Nothing was written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,13 +145,12 @@ class CrashRecoveryManager:
         self.last_error: Exception | None = None
         self._data_dir = data_directory(None if data_dir is None else os.fspath(data_dir))
         self._client = AsyncClient(self._data_dir)
-        self._spool = SpoolWriter(self._data_dir, CHECKPOINTER)
+        self._calls = CheckpointCalls(self._data_dir, self._client)
         self._callback = callback
         self._state: Any = _MISSING
         self._run = os.urandom(16)
         self._begun = False
         self._last: tuple[bytes | None, bytes] | None = None
-        self._missed_at = float("-inf")
         self._order = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
         self._confirming: asyncio.Task[None] | None = None
@@ -233,7 +219,7 @@ class CrashRecoveryManager:
             offline = True
             run = self._run.hex() if self._begun else None
             try:
-                answer, payload = await asyncio.to_thread(_read_offline, self._data_dir, self.name, run, end)
+                answer, payload = await asyncio.to_thread(read_offline, self._data_dir, self.name, run, end)
             except ReliabilityError as trouble:
                 raise trouble from error
         found = answer["checkpoint"]
@@ -256,7 +242,7 @@ class CrashRecoveryManager:
         await self._end_automatic()
         async with self._order:
             if self._begun:
-                await self._durably("end_run", {"name": self.name, "run": self._run}, (), timeout)
+                await self._calls.durably("end_run", {"name": self.name, "run": self._run}, (), timeout)
             self._begun = False
             self._run = os.urandom(16)
             self._last = None
@@ -266,7 +252,7 @@ class CrashRecoveryManager:
         """Let go of everything without ending the run: to who starts next this is a crash."""
         await self._end_automatic()
         await self._client.close()
-        self._spool.close()
+        self._calls.close()
 
     async def __aenter__(self) -> Self:
         """Start."""
@@ -311,7 +297,7 @@ class CrashRecoveryManager:
             return
         me = own_identity()
         holder = {"pid": me.pid, "start_time": me.start_time, "boot_id": me.boot_id}
-        await self._durably("begin_run", {"name": self.name, "run": self._run, **holder}, (), timeout)
+        await self._calls.durably("begin_run", {"name": self.name, "run": self._run, **holder}, (), timeout)
         self._begun = True
 
     async def _confirm(self, payload: bytes) -> Checkpoint | None:
@@ -319,7 +305,7 @@ class CrashRecoveryManager:
         if self._last is None or self.last_checkpoint is None:
             return None
         kept, sha256 = self._last
-        if payload != kept if kept is not None else await asyncio.to_thread(_digest, payload) != sha256:
+        if payload != kept if kept is not None else await asyncio.to_thread(digest, payload) != sha256:
             return None
         known = self.last_checkpoint
         if self._confirming is None or self._confirming.done():
@@ -347,38 +333,11 @@ class CrashRecoveryManager:
     async def _save(self, payload: bytes, taken_ms: int, timeout: float) -> Checkpoint:
         arguments = {"name": self.name, "run": self._run, "format": "msgpack", "taken_ms": taken_ms}
         self._last = None
-        request_id, answer = await self._durably("save", arguments, (payload,), timeout)
+        request_id, answer = await self._calls.durably("save", arguments, (payload,), timeout)
         if answer is None:
             return Checkpoint(request_id.hex(), self.name, None, len(payload), spooled=True)
         self._last = (payload if len(payload) <= COMPARED_BYTES_MAX else None, answer["sha256"])
         return Checkpoint(answer["id"].hex(), self.name, answer["seq"], len(payload), answer["unchanged"])
-
-    async def _durably(
-        self, op: str, arguments: dict[str, Any], raw: Sequence[bytes], timeout: float
-    ) -> tuple[bytes, dict[str, Any] | None]:
-        """Have the checkpointer do something, or else the spool keep it; returns its id, and the answer if any."""
-        request_id = os.urandom(16)
-        end = time.monotonic() + timeout
-        size = sum(map(len, raw))
-        if time.monotonic() - self._missed_at >= ANSWER_S:
-            lane = Lane.CONTROL if size <= CONTROL_LANE_BYTES_MAX else Lane.BULK
-            patience_s = min(timeout / 2, ANSWER_S + size / ANSWER_BYTES_PER_S)
-            try:
-                answer, _ = await self._client.call_raw(
-                    CHECKPOINTER, op, raw=raw, lane=lane, timeout=patience_s, request_id=request_id, **arguments
-                )
-                return request_id, answer
-            except ReliabilityError as error:
-                if error.code not in SPOOLED_CODES:
-                    raise
-                self._missed_at = time.monotonic()
-        left = max(0.0, end - time.monotonic())
-        try:
-            await asyncio.wait_for(asyncio.to_thread(self._spool.append, op, request_id, arguments, raw), left)
-        except TimeoutError:
-            hint = "It may be kept all the same. Try again once the disk moves, or give more time."
-            raise NotDurable(f"{self._data_dir} did not take it in time: its disk stands still", hint) from None
-        return request_id, None
 
     def _tell(self, recovery: Recovery) -> None:
         """Leave word of a recovery that nobody else saw; event_logger takes it in when it is back."""
@@ -411,127 +370,3 @@ def default_name() -> str:
         name = os.path.basename(getattr(main, "__file__", None) or "python").removesuffix(".py")
     allowed = "".join(character if is_valid_name(character) else "_" for character in name)
     return allowed[:NAME_LENGTH_MAX] or "python"
-
-
-def encode(state: Any) -> bytes:
-    """Return a state as it is kept.
-
-    Raises:
-        StateError: it cannot be, and why.
-    """
-    try:
-        payload: bytes = msgpack.packb(state, use_bin_type=True, strict_types=True)
-    except (TypeError, ValueError, OverflowError):
-        payload = _encode_plain(state)
-    except RuntimeError as error:  # another thread is changing it at this moment
-        raise StateError(ErrorCode.BAD_REQUEST, f"the state changed while it was taken: {error}", "") from None
-    if len(payload) > STATE_BYTES_MAX:
-        message = f"a state of {len(payload)} bytes is too large; {STATE_BYTES_MAX} are kept at most"
-        raise StateError(ErrorCode.TOO_LARGE, message, "Keep large data in files, and in the state where they are.")
-    return payload
-
-
-def decode(payload: bytes) -> Any:
-    """Return a state that was kept.
-
-    Raises:
-        LocalError: `integrity`, it is none.
-    """
-    try:
-        return msgpack.unpackb(payload, raw=False, strict_map_key=False)
-    except (ValueError, TypeError, msgpack.UnpackException) as error:
-        raise LocalError(ErrorCode.INTEGRITY, f"the checkpoint cannot be decoded: {error}", "") from None
-
-
-def _encode_plain(state: Any) -> bytes:
-    """Encode a state with tuples, or types derived from plain ones; names what is neither."""
-    try:
-        plain = _plain(state, "state", 0)
-        payload: bytes = msgpack.packb(plain, use_bin_type=True, strict_types=True)
-    except RecursionError:
-        raise _too_deep() from None
-    except (TypeError, ValueError, OverflowError) as error:
-        raise StateError(ErrorCode.BAD_REQUEST, f"the state cannot be kept: {error}", "") from None
-    return payload
-
-
-def _too_deep() -> StateError:
-    return StateError(ErrorCode.BAD_REQUEST, f"the state is nested deeper than {NESTING_MAX}, or holds itself", "")
-
-
-def _plain(value: Any, path: str, depth: int) -> Any:
-    if depth > NESTING_MAX:
-        raise _too_deep()
-    if isinstance(value, dict):
-        return {_plain_key(key, path): _plain(item, f"{path}[{key!r}]", depth + 1) for key, item in value.items()}
-    if isinstance(value, list | tuple) and not isinstance(value, msgpack.ExtType):
-        return [_plain(item, f"{path}[{index}]", depth + 1) for index, item in enumerate(value)]
-    return _plain_scalar(value, path)
-
-
-def _plain_key(key: Any, path: str) -> Any:
-    if isinstance(key, tuple | frozenset):
-        raise _unkept(f"a key of {path}", key)
-    return _plain_scalar(key, f"a key of {path}")
-
-
-def _plain_scalar(value: Any, path: str) -> Any:
-    if value is None or type(value) in {bool, float, bytes, msgpack.ExtType, msgpack.Timestamp}:
-        return value
-    if isinstance(value, bytearray | memoryview):
-        return bytes(value)
-    if isinstance(value, int) and not -(2**63) <= value < 2**64:
-        raise StateError(ErrorCode.BAD_REQUEST, f"{path} is a number of more than 64 bits, which no state can hold", "")
-    if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise StateError(ErrorCode.BAD_REQUEST, f"{path} is no valid text: half a surrogate pair", "") from None
-    for kind in (str, int, float, bytes):
-        if isinstance(value, kind):
-            plain: Any = kind
-            return plain(value)
-    raise _unkept(path, value)
-
-
-def _unkept(path: str, value: Any) -> StateError:
-    hint = "A state is made of maps, lists, texts, bytes, numbers, truth values and None."
-    return StateError(ErrorCode.BAD_REQUEST, f"{path} is of type {type(value).__name__}, which no state can hold", hint)
-
-
-def _digest(payload: bytes) -> bytes:
-    import hashlib
-
-    return hashlib.sha256(payload).digest()
-
-
-def _read_offline(data_dir: str, name: str, run: str | None, end: float) -> tuple[dict[str, Any], bytes]:
-    """Have a child read the files: an application never opens our database in its own process.
-
-    Raises:
-        LocalError: it did not manage, or not until monotonic time `end`.
-    """
-    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
-    command = [sys.executable, "-P", "-m", _OFFLINE, data_dir, "recover", name, *([run] if run else [])]
-    search = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    try:
-        done = subprocess.run(
-            command,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(search)},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=max(0.5, end - time.monotonic()),
-            check=False,
-        )
-        head, newline, payload = done.stdout.partition(b"\n")
-        answer: dict[str, Any] = json.loads(head) if newline else {}
-    except subprocess.TimeoutExpired:
-        raise LocalError(ErrorCode.DEADLINE_PASSED, f"the files in {data_dir} could not be read in time") from None
-    except (OSError, ValueError) as error:
-        raise LocalError(ErrorCode.FAILED, f"the files in {data_dir} could not be read: {error}", "") from None
-    if "error" in answer:
-        raise LocalError(**answer["error"])
-    if "reason" not in answer:
-        last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-        raise LocalError(ErrorCode.FAILED, f"the files in {data_dir} could not be read: {last}", "")
-    return answer, payload

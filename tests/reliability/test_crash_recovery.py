@@ -18,7 +18,8 @@ from actors.checkpointer.queries import chain_problems, list_checkpoints
 from actors.runtime.database import reading
 from actors.runtime.database_problem import write_lock_holder
 from actors.runtime.paths import DATABASE_FILE
-from app.reliability.crash_recovery import CrashRecoveryManager, StateError, decode, default_name, encode
+from app.reliability._states import decode, encode
+from app.reliability.crash_recovery import CrashRecoveryManager, StateError, default_name
 from protocol.errors import ErrorCode, LocalError, NotDurable, RemoteError
 from tests.chaos.system import ROOT, System, is_stopped, running, wait_until
 

@@ -21,8 +21,8 @@ import pytest
 
 from actors.checkpointer.core import Format, Save
 from actors.checkpointer.payloads import PayloadFiles
-from actors.checkpointer.store import SCHEMA as CHECKPOINTS
 from actors.checkpointer.store import CheckpointStore
+from actors.checkpointer.tables import SCHEMA as CHECKPOINTS
 from actors.event_logger.records import Event
 from actors.event_logger.store import SCHEMA as EVENTS
 from actors.event_logger.store import EventStore
