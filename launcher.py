@@ -20,6 +20,7 @@ from actors.runtime import paths  # noqa: E402
 from actors.runtime.config import ConfigFile, SupervisionConfig  # noqa: E402
 from actors.runtime.liveness import BROKER_SLOT, FIRST_ACTOR_SLOT, WATCHDOG_SLOT, ProcessKind  # noqa: E402
 from actors.runtime.process import TITLE_PREFIX  # noqa: E402
+from actors.runtime.programs import MAIN, ProgramSpec, check_together, parse_programs  # noqa: E402
 from actors.watchdog.config import WatchdogConfig  # noqa: E402
 from broker.config import BrokerConfig  # noqa: E402
 from protocol import names  # noqa: E402
@@ -88,13 +89,13 @@ def _settings(options: Options) -> Settings:
     Raises:
         LocalError: it names what is wrong.
     """
-    if options.command:
-        raise _not_yet("supervising a COMMAND")
     data_dir = paths.data_directory(options.data_dir)
     path = _config_path(options.config, data_dir)
     config = ConfigFile.load(path)
-    if config.has("program"):
-        raise _not_yet("[program.NAME]")
+    programs = parse_programs(config.table("program"), os.path.dirname(path or data_dir))
+    if options.command:
+        programs = (*programs, ProgramSpec(MAIN, tuple(options.command), os.getcwd()))
+        check_together(programs)
     sections: dict[str, Any] = {name: config.section(name, kind) for name, kind in SECTIONS.items()}
     config.finish()
     return Settings(
@@ -108,6 +109,7 @@ def _settings(options: Options) -> Settings:
         definitions=definitions(),
         started_at=STARTED_AT,
         sections=sections,
+        programs=programs,
     )
 
 
@@ -122,10 +124,6 @@ def _show_role() -> None:
     except ImportError:  # only cosmetic
         return
     setproctitle(f"{TITLE_PREFIX}{names.LAUNCHER}")
-
-
-def _not_yet(what: str) -> LocalError:
-    return LocalError(ErrorCode.USAGE, f"{what} is not in this release, which supervises its own processes only", "")
 
 
 if __name__ == "__main__":

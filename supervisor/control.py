@@ -12,21 +12,21 @@ import selectors
 import socket
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from protocol.errors import ErrorCode, LocalError, ReliabilityError
 from protocol.secret import same_secret
 
 CONNECTIONS_MAX: Final = 16
-LINE_BYTES_MAX: Final = 16 * 1024
+LINE_BYTES_MAX: Final = 64 * 1024
 IDLE_S_MAX: Final = 10.0
 """A connection that has asked nothing for so long is closed."""
 TCP_PREFIX: Final = "tcp:"
 REFUSALS_INTERVAL_S: Final = 30.0
 """Refused clients are told of once in so long."""
 _USER_CHARACTERS_MAX: Final = 64
-_RECEIVE_BYTES: Final = 4096
+_RECEIVE_BYTES: Final = 16 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,7 @@ class Request:
         who: who asks, for the audit trail.
         reply: answers.
         fail: answers with an error.
+        fields: the whole request.
     """
 
     op: str
@@ -46,6 +47,7 @@ class Request:
     who: str
     reply: Callable[[dict[str, Any]], None]
     fail: Callable[[ReliabilityError], None]
+    fields: dict[str, Any] = field(default_factory=dict)
 
 
 class Refusals:
@@ -203,7 +205,7 @@ class _Connection:
         op, name, user = (fields.get(key, "") for key in ("op", "name", "user"))
         if not isinstance(op, str) or not isinstance(name, str) or not isinstance(user, str):
             raise LocalError(ErrorCode.BAD_REQUEST, "op, name and user are texts", "")
-        return Request(op, name, self._who(user), self._reply, self._fail)
+        return Request(op, name, self._who(user), self._reply, self._fail, fields)
 
     def _who(self, claimed: str) -> str:
         told = "".join(character for character in claimed[:_USER_CHARACTERS_MAX] if character.isprintable())

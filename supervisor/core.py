@@ -261,7 +261,7 @@ class Supervisor:
         Raises:
             LocalError: the name is taken, or the system is stopping.
         """
-        self._check_running()
+        self.check_running()
         if spec.name in self.children:
             raise LocalError(
                 ErrorCode.USAGE, f"the launcher supervises a {spec.name!r} already", "Choose another name."
@@ -278,7 +278,7 @@ class Supervisor:
         Raises:
             LocalError: a process of that name runs, or the system is stopping.
         """
-        self._check_running()
+        self.check_running()
         name = spec.name
         child = self.children.get(name)
         if child is None:
@@ -317,7 +317,7 @@ class Supervisor:
             LocalError: there is no such process, or the system is stopping.
         """
         child = self._child(name)
-        self._check_running()
+        self.check_running()
         child.wanted = op != "stop"
         child.waiting = False
         effects: list[Effect] = [Persist(), Say(Severity.NOTICE, f"{op}_requested", f"{op} of {name} by {who}", name)]
@@ -393,7 +393,8 @@ class Supervisor:
             )
         return child
 
-    def _check_running(self) -> None:
+    def check_running(self) -> None:
+        """Raise `LocalError` if the system is stopping."""
         if self.phase is not Phase.RUNNING:
             raise LocalError(ErrorCode.DRAINING, "the system is stopping", "Start it again with `relctl up`.")
 

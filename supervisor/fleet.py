@@ -3,30 +3,39 @@
 import os
 import selectors
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from actors.runtime.arguments import ProcessArguments
 from actors.runtime.identity import ProcessIdentity
-from actors.runtime.liveness import LauncherRecord, Slot, Verdict
+from actors.runtime.liveness import LauncherRecord, ProcessKind, ProcessRecord, ProcessState, Slot, Verdict
 from actors.runtime.paths import STACKS_DIR
+from actors.runtime.programs import Ready, output_path
 from supervisor.core import Child
 from supervisor.ground import Ground
 from supervisor.last_words import FATAL_SIGNALS, with_last_words, with_stacks
 from supervisor.model import Exit, State
-from supervisor.port import ExitStatus, Launch, Process, ProcessControl
+from supervisor.port import ExitStatus, Launch, Process, ProcessControl, ProgramLaunch
+from supervisor.programs import environment_of
 from supervisor.settings import Definition, Settings
 from supervisor.slots import how_it_ended, record_of, says_ready
 
 
 @dataclass(slots=True)
 class _Berth:
-    """One process's place: what belongs there, its slot, who is there now, and what the board says of it."""
+    """One process's place: what belongs there, its slot, who is there now, and what the board says of it.
+
+    A program writes nothing there itself: `own` is what is said in its place, and `hang_timeout_s` what it wishes.
+    """
 
     definition: Definition
     slot: Slot
     process: Process | None = None
     incarnation: int = 0
     shown: LauncherRecord | None = None
+    own: dict[str, Any] = field(default_factory=dict)
+    own_shown: ProcessRecord | None = None
+    hang_timeout_s: float | None = None
 
 
 class Fleet:
@@ -35,7 +44,8 @@ class Fleet:
     def __init__(
         self, settings: Settings, ground: Ground, control: ProcessControl, selector: selectors.BaseSelector
     ) -> None:
-        """Nobody is there yet."""
+        """Nobody is there yet. `notify_sockets` may name where a program is heard, before it is started."""
+        self.notify_sockets: dict[str, str] = {}
         self._settings = settings
         self._ground = ground
         self._control = control
@@ -44,6 +54,16 @@ class Fleet:
             definition.name: _Berth(definition, ground.board.slots[definition.slot])
             for definition in settings.definitions
         }
+
+    def _go_on(self, berth: _Berth) -> None:
+        """Go on saying of a program what the launcher before has said of this life."""
+        record, shown = berth.slot.process.read(), berth.slot.launcher.read()
+        if berth.definition.program is None or record is None or record.incarnation != berth.incarnation:
+            return
+        said = ("judged_by", "stacks_signal")
+        berth.own = {key: getattr(record, key) for key in said if hasattr(record, key)}
+        if shown is not None and shown.incarnation == berth.incarnation:
+            berth.hang_timeout_s = shown.hang_timeout_ms / 1000
 
     @property
     def needs_polling(self) -> bool:
@@ -59,7 +79,9 @@ class Fleet:
         """Take over a running process; False if it is gone."""
         process = self._control.adopt(identity)
         if process is not None:
-            self._take(self._berths[name], process, incarnation)
+            berth = self._berths[name]
+            self._take(berth, process, incarnation)
+            self._go_on(berth)
         return process is not None
 
     def spawn(self, child: Child, now: float) -> None:
@@ -69,7 +91,15 @@ class Fleet:
             OSError: the system has no room for it.
         """
         berth = self._berths[child.spec.name]
+        berth.own, berth.hang_timeout_s = {}, None
         self._show(berth, child, now)
+        launch = self._program_launch(berth, child) or self._own_launch(berth, child)
+        process = self._control.spawn(launch)
+        self._take(berth, process, child.incarnation)
+        self._show(berth, child, now)
+        process.release()
+
+    def _own_launch(self, berth: _Berth, child: Child) -> Launch:
         arguments = ProcessArguments(
             name=child.spec.name,
             slot=berth.definition.slot,
@@ -79,11 +109,15 @@ class Fleet:
             config_path=self._settings.config_path,
             portable=self._ground.portable,
         )
-        launch = Launch(berth.definition.module, arguments, self._stderr_path(child.spec.name))
-        process = self._control.spawn(launch)
-        self._take(berth, process, child.incarnation)
-        self._show(berth, child, now)
-        process.release()
+        return Launch(berth.definition.module, arguments, self._stderr_path(child.spec.name))
+
+    def _program_launch(self, berth: _Berth, child: Child) -> ProgramLaunch | None:
+        spec = berth.definition.program
+        if spec is None:
+            return None
+        data_dir = self._settings.data_dir
+        environment = environment_of(spec, os.environ, data_dir, child.incarnation, self.notify_sockets.get(spec.name))
+        return ProgramLaunch(spec, environment, output_path(data_dir, spec.name), self._stderr_path(spec.name))
 
     def terminate(self, child: Child, now: float) -> None:
         """Ask a process to leave; one that the watchdog holds for hung would not hear it, and is killed."""
@@ -92,7 +126,9 @@ class Fleet:
             return
         self._show(berth, child, now)  # before the signal, so that a successor knows why it went
         verdict = berth.slot.watchdog.read()
-        if verdict and verdict.incarnation == berth.incarnation and verdict.verdict == Verdict.HUNG:
+        if child.spec.gentle:
+            berth.process.terminate(thaw=True)
+        elif verdict and verdict.incarnation == berth.incarnation and verdict.verdict == Verdict.HUNG:
             berth.process.kill()
         else:
             berth.process.terminate(thaw=False)
@@ -124,7 +160,56 @@ class Fleet:
     def newly_ready(self, children: Mapping[str, Child]) -> list[Child]:
         """Return those that were starting and now say that they are ready."""
         starting = [child for child in children.values() if child.state is State.STARTING]
-        return [child for child in starting if says_ready(self._berths[child.spec.name].slot.process.read(), child)]
+        return [child for child in starting if self._is_ready(self._berths[child.spec.name], child)]
+
+    def condemned(self, children: Mapping[str, Child]) -> list[tuple[str, int, str, str]]:
+        """Return name, life, cause and evidence of each program that the watchdog holds for hung."""
+        found = []
+        for name, berth in self._berths.items():
+            if berth.definition.kind is ProcessKind.PROGRAM and children[name].state in (State.STARTING, State.READY):
+                verdict = berth.slot.watchdog.read()
+                if verdict and (verdict.incarnation, verdict.verdict) == (berth.incarnation, Verdict.HUNG):
+                    found.append((name, berth.incarnation, verdict.cause, verdict.evidence))
+        return found
+
+    def add(self, definition: Definition) -> None:
+        """Make a place for a program, whose slot nobody else uses."""
+        self._berths[definition.name] = _Berth(definition, self._ground.board.slots[definition.slot])
+
+    def remove(self, name: str) -> None:
+        """Give up the place of a program that does not run: the board does not name it any more."""
+        berth = self._berths.pop(name)
+        record = berth.slot.launcher.read()
+        if record is not None:
+            berth.slot.launcher.write(replace(record, name="", pid=0, start_time=0, state=State.STOPPED, reason=""))
+
+    def pid(self, name: str) -> int:
+        """Return the process that is there now; 0 without one."""
+        process = self._berths[name].process
+        return process.identity.pid if process is not None else 0
+
+    def last_life(self, name: str) -> int:
+        """Return the highest life that its slot has seen, whoever's: what is said there of that is of no other."""
+        slot = self._berths[name].slot
+        records = (slot.launcher.read(), slot.process.read(), slot.watchdog.read())
+        return max((record.incarnation for record in records if record is not None), default=0)
+
+    def say_of(self, name: str, **values: Any) -> None:
+        """Say on the board, in a program's place, what it says of its present life: fields of `ProcessRecord`."""
+        self._berths[name].own |= values
+
+    def set_hang_timeout(self, name: str, seconds: float) -> None:
+        """Set how long the present life of a program may be silent."""
+        self._berths[name].hang_timeout_s = seconds
+
+    def _is_ready(self, berth: _Berth, child: Child) -> bool:
+        program = berth.definition.program
+        if program is None:
+            return says_ready(berth.slot.process.read(), child)
+        if program.ready is Ready.STARTED:
+            return berth.process is not None and berth.process.runs_command()
+        verdict = berth.slot.watchdog.read() if program.ready is Ready.PROBE else None
+        return verdict is not None and (verdict.incarnation, verdict.verdict) == (child.incarnation, Verdict.OK)
 
     def show(self, children: Mapping[str, Child], now: float) -> None:
         """Bring the board up to date."""
@@ -155,10 +240,26 @@ class Fleet:
     def _show(self, berth: _Berth, child: Child, now: float) -> None:
         identity = berth.process.identity if berth.process else None
         hang_timeout_s = self._settings.supervision.hang_timeout_s
+        if berth.definition.program is not None:
+            hang_timeout_s = berth.hang_timeout_s or berth.definition.program.hang_timeout_s
+            self._speak_for(berth, child, identity)
         record = record_of(child, berth.definition.kind, identity, hang_timeout_s, now)
         if record != berth.shown:
             berth.slot.launcher.write(record)
             berth.shown = record
+
+    def _speak_for(self, berth: _Berth, child: Child, identity: ProcessIdentity | None) -> None:
+        """Write what a process of ours says of itself, in the place of a program, which says nothing there."""
+        program = berth.definition.program
+        if program is None or identity is None:
+            return
+        state = ProcessState.STOPPING if child.said_stopping else ProcessState(child.state)
+        judged_by = "state" if program.probe is None else "probe"
+        values = {"judged_by": judged_by} | berth.own
+        record = ProcessRecord(identity.pid, identity.start_time, child.incarnation, state, **values)
+        if record != berth.own_shown:
+            berth.slot.process.write(record)
+            berth.own_shown = record
 
 
 def _ignore(_mask: int, _now: float) -> None:

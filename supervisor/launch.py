@@ -15,6 +15,7 @@ from supervisor.configuration import tell_configuration
 from supervisor.ground import Ground, StoppedError
 from supervisor.model import Say
 from supervisor.port import ProcessControl
+from supervisor.programs import Roster
 from supervisor.records import Records
 from supervisor.settings import Settings
 from supervisor.shell import GroundLostError, Shell
@@ -44,6 +45,8 @@ def _run_once(settings: Settings, signals: Signals) -> int:
     except OSError as error:
         raise LocalError(ErrorCode.FAILED, f"cannot start in {settings.data_dir}: {error}", "") from error
     pinned = _with_pinned_config(settings, taken)
+    roster = Roster(pinned, taken)
+    pinned = replace(pinned, definitions=(*pinned.definitions, *roster.definitions()))
     shell: Shell | None = None
 
     def drop_inherited() -> None:
@@ -51,7 +54,7 @@ def _run_once(settings: Settings, signals: Signals) -> int:
             shell.close_inherited()
 
     try:
-        shell = Shell(pinned, taken, _process_control(taken, drop_inherited), signals)
+        shell = Shell(pinned, taken, _process_control(taken, drop_inherited), signals, roster)
         if not settings.successor:
             tell_configuration(settings, Records(taken.runtime_dir))
         return shell.run()

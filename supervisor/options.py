@@ -49,6 +49,9 @@ def _usual(argv: Sequence[str]) -> Options | None:
                 if not value or value.startswith("-"):
                     return None
                 setattr(options, word[2:].replace("-", "_"), value)
+            case "--":
+                options.command = list(words)
+                return options if options.command else None
             case _:
                 return None
     return options
@@ -65,5 +68,5 @@ def _unusual(argv: Sequence[str]) -> Options:
     portable = "exec, psutil and TCP instead of fork, pidfd and local sockets"
     parser.add_argument("--portable", action="store_true", help=portable)
     parser.add_argument("--successor", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("command", nargs="*", metavar="-- COMMAND", help="not in this release")
+    parser.add_argument("command", nargs="*", metavar="-- COMMAND", help="a program to supervise, as `main`")
     return Options(**vars(parser.parse_args(argv)))

@@ -9,12 +9,13 @@ Two implementations: `posix` (fork, pidfd, sessions; Linux) and `portable` (exec
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 from actors.runtime.arguments import ProcessArguments
 from actors.runtime.identity import ProcessIdentity
+from actors.runtime.programs import ProgramSpec
 
 SOURCE_ROOT: Final = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 """Where `protocol`, `broker`, `actors` and `supervisor` lie; a child by exec finds them through PYTHONPATH."""
@@ -42,6 +43,23 @@ class Launch:
 
 
 @dataclass(frozen=True, slots=True)
+class ProgramLaunch:
+    """A program to start.
+
+    Attributes:
+        spec: how it is run.
+        environment: its whole environment.
+        output_path: where its output goes; that of former lives is kept beside it.
+        error_path: a file made anew that says why it could not be run, if it could not.
+    """
+
+    spec: ProgramSpec
+    environment: Mapping[str, str]
+    output_path: str
+    error_path: str
+
+
+@dataclass(frozen=True, slots=True)
 class ExitStatus:
     """How a process ended; both None where the system does not tell (it was no child of ours)."""
 
@@ -62,6 +80,9 @@ class Process(Protocol):
 
     def release(self) -> None:
         """Let a spawned process begin: it is on record now, so that a successor of ours would find it."""
+
+    def runs_command(self) -> bool:
+        """Tell whether a program's command has taken the process over, as far as the system tells."""
 
     def poll_exit(self) -> ExitStatus | None:
         """Return how it ended, after killing what is left of its tree and reaping it; None while it lives."""
@@ -88,7 +109,7 @@ class ProcessControl(Protocol):
     def dismiss(self) -> None:
         """Let go of what `provide` has made; whoever waits there leaves."""
 
-    def spawn(self, launch: Launch) -> Process:
+    def spawn(self, launch: Launch | ProgramLaunch) -> Process:
         """Start a process; it does nothing before `Process.release`, where that can be held back.
 
         Raises:

@@ -15,7 +15,8 @@ from typing import Final
 import psutil
 
 from actors.runtime.identity import ProcessIdentity, boot_id, identity_of
-from supervisor.port import DURABLE_MODULE, ExitStatus, Launch, child_environment, open_stderr
+from supervisor.port import DURABLE_MODULE, ExitStatus, Launch, ProgramLaunch, child_environment, open_stderr
+from supervisor.program_launch import open_output
 
 _ON_WINDOWS: Final = sys.platform == "win32"
 _CREATION_FLAGS: Final[int] = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0) | getattr(
@@ -39,6 +40,10 @@ class PortableProcess:
 
     def release(self) -> None:
         """See `Process`: nothing holds it back."""
+
+    def runs_command(self) -> bool:
+        """See `Process`: it was executed, or there would be no process."""
+        return True
 
     def poll_exit(self) -> ExitStatus | None:
         """See `Process`."""
@@ -129,8 +134,10 @@ class PortableControl:
     def dismiss(self) -> None:
         """See `ProcessControl`: there is nothing."""
 
-    def spawn(self, launch: Launch) -> PortableProcess:
+    def spawn(self, launch: Launch | ProgramLaunch) -> PortableProcess:
         """See `ProcessControl`."""
+        if isinstance(launch, ProgramLaunch):
+            return _started_program(launch)
         return _started(launch.command(), launch.stderr_path)
 
     def adopt(self, identity: ProcessIdentity) -> PortableProcess | None:
@@ -156,6 +163,24 @@ def _started(command: list[str], stderr_path: str) -> PortableProcess:
         )
     finally:
         os.close(stderr)
+    return PortableProcess(identity_of(child.pid) or ProcessIdentity(child.pid, 0, boot_id()), child)
+
+
+def _started_program(launch: ProgramLaunch) -> PortableProcess:
+    output = open_output(launch.output_path)
+    try:
+        child = subprocess.Popen(
+            launch.spec.command,
+            env=dict(launch.environment),
+            cwd=launch.spec.directory,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=not _ON_WINDOWS,
+            creationflags=_CREATION_FLAGS,
+        )
+    finally:
+        os.close(output)
     return PortableProcess(identity_of(child.pid) or ProcessIdentity(child.pid, 0, boot_id()), child)
 
 

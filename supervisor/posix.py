@@ -24,8 +24,8 @@ from actors.runtime.arguments import ProcessArguments
 from actors.runtime.identity import ProcessIdentity, boot_id, stat_fields
 from actors.runtime.process import TITLE_PREFIX
 from actors.runtime.signalling import PidfdSignaller, open_pidfd
-from supervisor import durable
-from supervisor.port import ExitStatus, Launch, child_environment, open_stderr
+from supervisor import durable, program_launch
+from supervisor.port import ExitStatus, Launch, ProgramLaunch, child_environment, open_stderr
 
 try:
     from setproctitle import setproctitle as _set_title
@@ -39,8 +39,10 @@ Entry: TypeAlias = Callable[[Any], int]
 
 EXIT_CRASHED: Final = 70
 """Exit code (EX_SOFTWARE) of a child that raised where nobody caught it."""
-_PPID, _START_TIME = 1, 19
+_PPID, _FLAGS, _START_TIME = 1, 6, 19
 """Places in /proc/PID/stat, counted from the state (field 3) on."""
+_FORKED_ONLY: Final = 0x40
+"""PF_FORKNOEXEC: a process that was forked and has executed nothing yet."""
 _HANDLED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 _GO: Final = b"\n"
 """Ends an order, and is in none."""
@@ -84,6 +86,11 @@ class PosixProcess:
         except BrokenPipeError:  # it died at the gate; its pidfd says so
             pass
         self._close_gate()
+
+    def runs_command(self) -> bool:
+        """See `Process`."""
+        fields = stat_fields(self.identity.pid)
+        return fields is not None and not int(fields[_FLAGS]) & _FORKED_ONLY
 
     def poll_exit(self) -> ExitStatus | None:
         """See `Process`."""
@@ -190,8 +197,10 @@ class PosixControl:
         gc.freeze()
         return problems
 
-    def spawn(self, launch: Launch) -> PosixProcess:
+    def spawn(self, launch: Launch | ProgramLaunch) -> PosixProcess:
         """See `ProcessControl`."""
+        if isinstance(launch, ProgramLaunch):
+            return self._fork(lambda _order: program_launch.become(launch), launch.error_path)
         entry = (self._entries or {}).get(launch.module) if self._may_fork else None
         if entry is None:
             return self._fork(_executing(launch), launch.stderr_path)

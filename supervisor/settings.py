@@ -6,6 +6,7 @@ from typing import Any
 
 from actors.runtime.config import SupervisionConfig
 from actors.runtime.liveness import ProcessKind
+from actors.runtime.programs import ProgramSpec
 from protocol.names import LAUNCHER
 from supervisor.budget import Budget
 from supervisor.model import ChildSpec
@@ -18,9 +19,10 @@ class Definition:
     Attributes:
         name: process and service name.
         kind: what it is.
-        module: its entry, see `supervisor.port.Launch`.
+        module: its entry, see `supervisor.port.Launch`; empty for a program.
         slot: its place on the board.
         stop_rank: see `ChildSpec`.
+        program: how it is run, if it is one.
     """
 
     name: str
@@ -28,6 +30,7 @@ class Definition:
     module: str
     slot: int
     stop_rank: int
+    program: ProgramSpec | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,8 @@ class Settings:
         successor: whether a survivor started this launcher, not a person.
         supervision: the `[supervision]` section.
         evidence_files_max: pieces of evidence that are kept.
-        definitions: the processes, in the order of starting.
+        definitions: our own processes, in the order of starting.
+        programs: the user's.
         started_at: monotonic time at which this launcher began.
         sections: every section of the configuration, by name, for the audit trail.
     """
@@ -57,6 +61,7 @@ class Settings:
     definitions: Sequence[Definition]
     started_at: float
     sections: Mapping[str, Any] = field(default_factory=dict)
+    programs: Sequence[ProgramSpec] = ()
 
     @property
     def budget(self) -> Budget:
@@ -64,8 +69,8 @@ class Settings:
         return Budget(self.supervision.restart_max, self.supervision.restart_period_s)
 
     def specs(self) -> list[ChildSpec]:
-        """Return how each process is supervised."""
-        return [self._spec(definition.name, definition.stop_rank) for definition in self.definitions]
+        """Return how each process of ours is supervised."""
+        return [self._spec(item.name, item.stop_rank) for item in self.definitions if item.program is None]
 
     def own_spec(self) -> ChildSpec:
         """Return the same for the launcher: its budget counts, the rest is only shown."""

@@ -27,6 +27,7 @@ from supervisor import console
 from supervisor.control import ControlServer, Refusals, Request, listen_local, listen_tcp
 from supervisor.copies import DurableCopies
 from supervisor.core import Supervisor
+from supervisor.desk import Desk
 from supervisor.fleet import Fleet
 from supervisor.ground import Ground, clear, run_info
 from supervisor.memory import Moment, RestartsFile
@@ -47,6 +48,7 @@ from supervisor.model import (
     Terminate,
 )
 from supervisor.port import ProcessControl
+from supervisor.programs import Roster
 from supervisor.records import Records
 from supervisor.settings import Settings
 from supervisor.signals import Signals
@@ -78,7 +80,9 @@ class GroundLostError(Exception):
 class Shell:
     """One launcher, from taking over to leaving."""
 
-    def __init__(self, settings: Settings, ground: Ground, control: ProcessControl, signals: Signals) -> None:
+    def __init__(
+        self, settings: Settings, ground: Ground, control: ProcessControl, signals: Signals, roster: Roster
+    ) -> None:
         """Wire the parts, and take over: from here on this launcher rules the board.
 
         Raises:
@@ -103,7 +107,10 @@ class Shell:
         self._taken = take_over(settings, ground, past, now)
         self._own = self._taken.own
         late_turn_s = settings.supervision.tick_s * LATE_TURN_TICKS
-        self._core = Supervisor.of(settings.specs(), self._taken.remembered, late_turn_s)
+        specs = [*settings.specs(), *map(roster.child_spec, roster.specs)]
+        self._core = Supervisor.of(specs, self._taken.remembered, late_turn_s)
+        past = {name: past for name, past in self._taken.remembered.items() if name not in self._core.children}
+        self._desk = Desk(roster, self._core, self._fleet, past)
         self._server = self._open_control()
         self._refusals = Refusals()
         self._effects: deque[Effect] = deque()
@@ -185,6 +192,7 @@ class Shell:
     def _tick(self, now: float) -> None:
         self._server.expire(now)
         self._tell_refused(self._refusals.due(self._server.refused, now))
+        self._do(self._desk.hung(now))
         for hung in self._watch.tick(now, time.time(), self._core.judges()):
             self._do(self._core.judged_hung(hung.name, hung.incarnation, hung.cause, hung.evidence, now))
 
@@ -235,10 +243,19 @@ class Shell:
 
     def _became_ready(self, name: str, incarnation: int, now: float) -> None:
         self._calm_at = now + CALM_S
-        self._do(self._core.became_ready(name, incarnation, now))
+        effects = self._core.became_ready(name, incarnation, now)
+        self._do(effects)
+        child = self._core.children.get(name)
+        if (
+            effects
+            and child is not None
+            and child.spec.gentle
+            and not any(isinstance(item, RecordRecovery) for item in effects)
+        ):
+            console.say(f"{name} is ready (pid {self._fleet.pid(name)})")
         if name == BROKER:  # it may have had to bind other ports, and have said so in run.json
             self._copies.request(self._runtime(paths.RUN_FILE), self._data(paths.RUN_FILE))
-        children = self._core.children.values()
+        children = [child for child in self._core.children.values() if not child.spec.gentle]
         if not self._announced and all(child.state is State.READY for child in children):
             self._announced = True
             took_s = now - self._settings.started_at
@@ -272,11 +289,27 @@ class Shell:
                     state = self._core.children[request.name].state
                     request.reply({"name": request.name, "state": state})
                     self._show(now)
+                case "run":
+                    self._do(self._desk.run(request, now))
+                    self._answer_program(request, now)
+                case "adopt":
+                    self._do(self._desk.adopt(request, now))
+                    self._answer_program(request, now)
+                case "forget":
+                    self._do(self._desk.forget(request, now))
+                    request.reply({"name": request.name})
                 case _:
-                    known = "It knows ping, status, start, stop, restart and down."
+                    known = "It knows ping, status, start, stop, restart, run, adopt, forget and down."
                     raise LocalError(ErrorCode.UNKNOWN_OPERATION, f"no such operation: {request.op!r}", known)
         except ReliabilityError as error:
             request.fail(error)
+
+    def _answer_program(self, request: Request, now: float) -> None:
+        self._show(now)
+        name = request.fields["program"]["name"]
+        child = self._core.children[name]
+        answer = {"name": name, "state": child.state, "incarnation": child.incarnation}
+        request.reply(answer | {"notify_socket": self._fleet.notify_sockets.get(name, "")})
 
     def _answer_downs(self, *, durable: bool) -> None:
         for request in self._downs:
@@ -318,7 +351,9 @@ class Shell:
                 self._exit_code = exit_code
 
     def _remember(self) -> None:
-        remembered = self._core.remembered() | {LAUNCHER: Remembered(self._own.incarnation, self._own.charges)}
+        remembered = (
+            self._desk.past | self._core.remembered() | {LAUNCHER: Remembered(self._own.incarnation, self._own.charges)}
+        )
         try:
             self._memory.save(remembered, self._moment(time.monotonic()))
         except OSError as error:
@@ -351,7 +386,8 @@ class Shell:
         if self._prepared:
             return
         self._prepared = True
-        for module, problem in self._port.prepare([item.module for item in self._settings.definitions]).items():
+        modules = [item.module for item in self._settings.definitions if item.module]
+        for module, problem in self._port.prepare(modules).items():
             message = (
                 f"{module} cannot be loaded ahead, so its process starts slowly: {problem.strip().splitlines()[-1]}"
             )

@@ -106,6 +106,8 @@ def _look_around(settings: Settings, ground: Ground) -> tuple[dict[str, Found], 
             continue
         process, identity = found_in(record, slot.process.read(), slot.watchdog.read(), ground.board.boot_id)
         if expected.get(slot.number) == record.name:
+            if record.kind == ProcessKind.PROGRAM:  # which may leave by itself, and need not be told to
+                process = replace(process, leaving=False, said_stopping=process.leaving)
             found[record.name] = replace(process, leaving=True) if ground.stop_interrupted else process
             if identity is not None:
                 running[record.name] = identity

@@ -80,6 +80,11 @@ class ConfigFile:
         """Tell whether the file has a table, or key, called `name`."""
         return name in self._tables
 
+    def table(self, name: str) -> Any:
+        """Return what stands under `name`, as parsed, for somebody who checks it himself; an empty table without."""
+        self._taken.add(name)
+        return self._tables.get(name, {})
+
     def section(self, name: str, kind: type[Section]) -> Section:
         """Return section `name` as `kind`, a dataclass whose every field has a default.
 

@@ -393,7 +393,7 @@ class Board:
             if generation:
                 slot = self.slots[number]
                 record = slot.launcher.read()
-                if record is not None:
+                if record is not None and record.name:  # a program that was forgotten leaves its slot to others
                     found.append((slot, record))
         return found
 

@@ -307,7 +307,7 @@ def settings_for(*argv: str) -> Settings:
         ("[supervision]\nrestart_maximum = 3\n", "restart_maximum"),
         ("[broker]\nrestart_max = 3\n", "restart_max"),
         ("[nonsense]\n", "nonsense"),
-        ("[program.web]\ncommand = ['x']\n", r"\[program.NAME\] is not in this release"),
+        ("[program.web]\ncommand = ['x']\ncolour = 1\n", "colour"),
     ],
 )
 def test_a_configuration_that_is_wrong_is_named_before_anything_starts(tmp_path: Path, text: str, problem: str) -> None:
@@ -322,12 +322,19 @@ def test_the_configuration_of_every_part_is_known() -> None:
     assert settings_for("--data-dir", "/nonexistent/data").supervision == runtime_config.SupervisionConfig()
 
 
-def test_a_command_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert launcher.main(["--", "my", "program"]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.startswith("launcher: supervising a COMMAND is not in this release")
-    assert len(captured.err.splitlines()) == 1
+def test_a_command_is_the_program_main_and_starts_where_the_launcher_did(tmp_path: Path) -> None:
+    path = tmp_path / "reliability.toml"
+    path.write_text("[program.web]\ncommand = ['x']\n")
+    web, main = settings_for("--config", str(path), "--", "my", "program").programs
+    assert (web.name, web.directory) == ("web", str(tmp_path))
+    assert (main.name, main.command, main.directory) == ("main", ("my", "program"), os.getcwd())
+
+
+def test_two_programs_cannot_both_be_main(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "reliability.toml"
+    path.write_text("[program.main]\ncommand = ['x']\n")
+    assert launcher.main(["--config", str(path), "--data-dir", str(tmp_path), "--", "my", "program"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
