@@ -22,7 +22,6 @@ WRITTEN_S_MAX: Final = 0.1
 """How long a file is waited for whose client is still writing it; a large one for this much every `_SHARE_BYTES`."""
 _SHARE_BYTES: Final = 16 * MIB
 _LOOK_S: Final = 0.0003
-_READ_BYTES: Final = 4 * MIB
 _OPEN_FLAGS: Final = (
     os.O_RDONLY
     | getattr(os, "O_NOFOLLOW", 0)
@@ -169,7 +168,7 @@ def _check(found: os.stat_result) -> None:
 def _read(descriptor: int, size_bytes: int) -> bytes:
     """Return the file's content; it must end where it should. Read, not mapped: a mapped file that shrinks kills."""
     parts, left = [], size_bytes + 1
-    while left and (part := os.read(descriptor, min(left, _READ_BYTES))):
+    while left and (part := os.read(descriptor, left)):
         parts.append(part)
         left -= len(part)
     if left != 1:
