@@ -233,15 +233,24 @@ class Checkpointer(Actor):
 
     def _recover(self, request: Request) -> object:
         name, run = parse_name(request.arguments["name"]), parse_run(request.arguments.get("run"))
-        read = partial(self._store.read, lambda connection: recover_from(connection, self._data_dir, name, run))
-        return self._on_worker(request, partial(self._find, read, name))
+        results: list[Found] = []
+
+        def work() -> tuple[dict[str, Any], Sequence[bytes]]:
+            read = partial(self._store.read, lambda connection: recover_from(connection, self._data_dir, name, run))
+            return self._find(read, name, results)
+
+        # Told once it is answered: whoever waits for a state has crashed before.
+        return self._on_worker(request, work, then=lambda: self._tell_recovery(name, results[0]))
 
     def _show(self, request: Request) -> object:
         name, seq = parse_name(request.arguments["name"]), request.arguments.get("seq")
-        return self._on_worker(request, partial(self._find, partial(read_one, self._data_dir, name, seq), name))
+        return self._on_worker(request, partial(self._find, partial(read_one, self._data_dir, name, seq), name, []))
 
-    def _find(self, read: Callable[[], Found], name: str) -> tuple[dict[str, Any], Sequence[bytes]]:
+    def _find(
+        self, read: Callable[[], Found], name: str, results: list[Found]
+    ) -> tuple[dict[str, Any], Sequence[bytes]]:
         found = read()
+        results.append(found)
         fallen_back = found.skipped
         if fallen_back:
             self._counts["damaged"] += len(fallen_back)
@@ -249,8 +258,6 @@ class Checkpointer(Actor):
             for _, seq, problem in fallen_back[:10]:
                 message = f"checkpoint {seq} of {name} is damaged: {problem}"
                 self._context.log(Severity.ERROR, "checkpoint_damaged", message, name=name, seq=seq)
-        if found.reason != "asked":
-            self._tell_recovery(name, found)
         return found.document(), (found.payload,) if found.checkpoint is not None else ()
 
     def _tell_recovery(self, name: str, found: Found) -> None:
@@ -273,7 +280,12 @@ class Checkpointer(Actor):
         limit, verify = arguments.get("limit", LISTED_DEFAULT), arguments.get("verify", False)
         return self._on_worker(request, lambda: (list_checkpoints(self._data_dir, name, limit, verify=verify), ()))
 
-    def _on_worker(self, request: Request, work: Callable[[], tuple[dict[str, Any], Sequence[bytes]]]) -> object:
+    def _on_worker(
+        self,
+        request: Request,
+        work: Callable[[], tuple[dict[str, Any], Sequence[bytes]]],
+        then: Callable[[], None] | None = None,
+    ) -> object:
         self._asked_at = self._context.now()
 
         def job() -> tuple[dict[str, Any], Sequence[bytes]]:
@@ -283,16 +295,18 @@ class Checkpointer(Actor):
             return work()
 
         what = f"{CHECKPOINTER}.{request.op}"
-        self._context.submit(job, what=what, on_done=partial(self._answer, request), lease_cap_s=DISK_LEASE_S)
+        self._context.submit(job, what=what, on_done=partial(self._answer, request, then), lease_cap_s=DISK_LEASE_S)
         return DEFERRED
 
-    def _answer(self, request: Request, outcome: Any) -> None:
+    def _answer(self, request: Request, then: Callable[[], None] | None, outcome: Any) -> None:
         self._note(outcome)
         if isinstance(outcome, ReliabilityError):
             request.fail(outcome.code, outcome.message, outcome.hint)
         else:
             result, raw = outcome
             request.reply(result, raw)
+            if then is not None:
+                then()
 
     # --- the worker thread ---
 
