@@ -22,6 +22,8 @@ PURE = (
     "actors/*/core.py",
     "actors/*/core/**/*.py",
     "actors/*/records.py",
+    "actors/checkpointer/retention.py",
+    "actors/checkpointer/runs.py",
     "actors/watchdog/program_core.py",
     "actors/*/outputs_core.py",
     "actors/runtime/verdict.py",

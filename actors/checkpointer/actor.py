@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from actors.checkpointer.config import CheckpointsConfig
 from actors.checkpointer.core import parse_name, parse_run, parse_save
-from actors.checkpointer.outcomes import Opened, Outcome, RunChange, Unsettled
+from actors.checkpointer.outcomes import Outcome, RunChange, Unsettled
 from actors.checkpointer.payloads import Damaged, PayloadFiles
 from actors.checkpointer.queries import (
     LISTED_DEFAULT,
@@ -26,6 +26,7 @@ from actors.checkpointer.queries import (
 from actors.checkpointer.spooled import BATCH_BYTES_MAX, Drained, parse_run_change, take_in
 from actors.checkpointer.store import CheckpointStore
 from actors.checkpointer.tables import SCHEMA
+from actors.checkpointer.telling import tell_damaged, tell_drained, tell_opened, tell_recovery
 from actors.runtime.actor import Actor, Context
 from actors.runtime.database import DISK_LEASE_S, Database, Synchronous
 from actors.runtime.database_problem import DatabaseError
@@ -240,7 +241,7 @@ class Checkpointer(Actor):
             return self._find(read, name, results)
 
         # Told once it is answered: whoever waits for a state has crashed before.
-        return self._on_worker(request, work, then=lambda: self._tell_recovery(name, results[0]))
+        return self._on_worker(request, work, then=lambda: tell_recovery(self._context.log, name, results[0]))
 
     def _show(self, request: Request) -> object:
         name, seq = parse_name(request.arguments["name"]), request.arguments.get("seq")
@@ -256,23 +257,9 @@ class Checkpointer(Actor):
             self._counts["damaged"] += len(fallen_back)
             self._store.upkeep.mark_damaged(fallen_back)
             for _, seq, problem in fallen_back[:10]:
-                message = f"checkpoint {seq} of {name} is damaged: {problem}"
-                self._context.log(Severity.ERROR, "checkpoint_damaged", message, name=name, seq=seq)
+                tell_damaged(self._context.log, name, seq, problem)
+        self._counts["recovered"] += found.reason != "asked" and found.checkpoint is not None
         return found.document(), (found.payload,) if found.checkpoint is not None else ()
-
-    def _tell_recovery(self, name: str, found: Found) -> None:
-        self._counts["recovered"] += found.checkpoint is not None
-        if found.checkpoint is None:
-            message = f"{name} recovers nothing: {found.reason.replace('_', ' ')}"
-        else:
-            message = f"{name} recovers checkpoint {found.checkpoint.seq} ({found.reason.replace('_', ' ')})"
-            if found.skipped:
-                message += f", past {len(found.skipped)} damaged ones"
-        severity = Severity.WARN if found.skipped else Severity.NOTICE
-        self._context.log(
-            severity, "recovery", message, name=name, reason=found.reason, skipped=len(found.skipped),
-            seq=found.checkpoint and found.checkpoint.seq,
-        )  # fmt: skip
 
     def _info(self, request: Request) -> object:
         arguments = request.arguments
@@ -313,14 +300,16 @@ class Checkpointer(Actor):
     def _prepare(self) -> None:
         """Open the database, the first time, and take in what is in the spool."""
         if not self._open:
-            self._tell_opened(self._store.open())
+            tell_opened(self._context.log, self._store.open())
             self._open = True
         while entries := self._read_spool():
             self._confirmable.clear()
             drained = Drained()
             take_in(self._store, entries, self._wall_ms(), drained)
             self._spool.done(entries)
-            self._tell_drained(drained)
+            self._counts["spooled"] += drained.saved
+            self._unsettled = True
+            tell_drained(self._context.log, drained)
 
     def _read_spool(self) -> Sequence[SpoolEntry]:
         try:
@@ -346,8 +335,7 @@ class Checkpointer(Actor):
     def _settle(self, item: Unsettled, outcome: Any) -> None:
         if isinstance(outcome, Damaged):
             self._store.upkeep.mark_damaged([(item.name, item.seq, str(outcome))])
-            message = f"checkpoint {item.seq} of {item.name} is damaged: the payload {outcome}"
-            self._context.log(Severity.ERROR, "checkpoint_damaged", message, name=item.name, seq=item.seq)
+            tell_damaged(self._context.log, item.name, item.seq, f"the payload {outcome}")
             outcome = item.stored
         self._store.upkeep.settle(item, outcome)
 
@@ -416,30 +404,6 @@ class Checkpointer(Actor):
         newest = {name: outcome.seq for name, outcome in list(saved.items())[:20]}
         message = f"{saves} checkpoint{'s' if saves > 1 else ''} kept, of {', '.join(newest)}"
         self._context.log(Severity.INFO, "checkpoints_kept", message, count=saves, newest=newest)
-
-    def _tell_opened(self, opened: Opened) -> None:
-        log = self._context.log
-        for loss in opened.losses:
-            message = f"{loss.count} checkpoints of {loss.name} are lost: the newest known was number {loss.head_seq}"
-            log(Severity.ERROR, "checkpoints_lost", message, name=loss.name, count=loss.count, head_seq=loss.head_seq)
-        for name in opened.forked:
-            message = f"the checkpoints of {name} are not those that were saved: the chain has another head"
-            log(Severity.ERROR, "checkpoint_chain_broken", message, name=name)
-        if opened.heads_damaged:
-            log(Severity.WARN, "checkpoint_heads_damaged", "the chain's heads beside the database were damaged")
-        if opened.orphans:
-            message = f"{opened.orphans} files of checkpoints that were never acknowledged are removed"
-            log(Severity.INFO, "checkpoint_orphans", message, count=opened.orphans)
-
-    def _tell_drained(self, drained: Drained) -> None:
-        self._counts["spooled"] += drained.saved
-        self._unsettled = True
-        message = f"{drained.saved} checkpoints taken in from the spool"
-        self._context.log(Severity.NOTICE, "spool_taken_in", message, count=drained.saved, repeated=drained.repeated)
-        for problem in (drained.refused or [])[:10]:
-            self._context.log(
-                Severity.ERROR, "spooled_checkpoint_refused", f"a spooled checkpoint is refused: {problem}"
-            )
 
 
 def _document(outcome: Outcome) -> dict[str, Any]:

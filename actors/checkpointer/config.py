@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from actors.checkpointer.core import Retention
+from actors.checkpointer.retention import Retention
 from actors.runtime.config import bounded
 from protocol.limits import MIB
 

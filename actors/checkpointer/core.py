@@ -1,32 +1,15 @@
-"""What checkpoints are, which of them are kept, whose they are, and which one answers after a crash. Pure.
+"""What checkpoints are, the chain that they make, and the requests to keep them. Pure.
 
 **Chain.** Every checkpoint of a name has the next number (`seq`) and a hash over the hash before it and its own
 description, which contains the payload's digest. Where checkpoints were removed, a `Gap` holds the two hashes at its
 ends, so the whole chain from 1 to the newest can be checked.
 
-**Runs.** A run is one life of an application under a name, begun by `CrashRecoveryManager.start` and, if it ends well,
-ended by `stop`. The name belongs to the run that began last, as long as its process lives and has not ended it. An
-older run whose process still saves is refused meanwhile (`taken_over`), and takes the name back afterwards:
+**Runs** and recovery: see `runs`.
 
-============================ =========================== ==============================================
-the run that saves is        the newest run              then
-============================ =========================== ==============================================
-none (a shell script)        any                         counts as the newest run's
-unknown                      any                         begins now, as the newest
-the newest                   itself                      saved
-older                        ended, or its process dead  becomes the newest again
-older                        lives                       refused; from the spool (already acknowledged)
-                                                         kept in the history, below the newest run's
-============================ =========================== ==============================================
-
-**Recovery.** Of the asking run its own newest state; before it has saved one, and for who asks without a run: nothing
-if the last run was ended, else the newest state there is. The newest is that of the highest run, therein of the highest
-`seq`; damaged ones are passed over.
-
-**Retention.** See `plan_thinning`.
+**Retention**: see `retention`.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
@@ -34,17 +17,13 @@ from typing import Final
 from actors.runtime.digests import SHA256_BYTES, sha256
 from actors.runtime.handover import is_state_name
 from protocol.codec import pack
-from protocol.errors import ErrorCode, ProtocolError, ReliabilityError
+from protocol.errors import ErrorCode, ProtocolError
 from protocol.limits import MIB
 from protocol.names import NAME_LENGTH_MAX, is_valid_name
 
 GENESIS: Final = bytes(SHA256_BYTES)
 """The hash before the first checkpoint of a name."""
 PAYLOAD_BYTES_MAX: Final = 64 * MIB
-RUNS_KEPT_MAX: Final = 50
-"""Runs of a name that are remembered, the newest."""
-_HOUR_MS: Final = 3_600_000
-_DAY_MS: Final = 24 * _HOUR_MS
 
 
 class Format(StrEnum):
@@ -137,9 +116,6 @@ def with_gap(gaps: Sequence[Gap], new: Gap) -> list[Gap]:
     return [*rest, merged]
 
 
-# --- runs -------------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class Holder:
     """The process of a run: see `actors.runtime.identity`."""
@@ -147,234 +123,6 @@ class Holder:
     pid: int
     start_time: int
     boot_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """One life of an application.
-
-    Attributes:
-        id: chosen by its client.
-        number: place among the runs of its name, from 1.
-        ended: whether it ended in a recorded clean stop.
-        holder: its process, as far as that is known.
-    """
-
-    id: bytes
-    number: int
-    ended: bool = False
-    holder: Holder | None = None
-
-
-class TakenOver(ReliabilityError):
-    """A run saves while a later one has its name."""
-
-    def __init__(self, name: str, holder: Holder | None) -> None:
-        """Say who has it."""
-        who = f"pid {holder.pid}" if holder else "a process"
-        hint = "Give every application, and every worker process of one, a name of its own."
-        super().__init__(ErrorCode.REFUSED, f"checkpoints of {name!r} now belong to {who}, which began later", hint)
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """What a recovery may return.
-
-    Attributes:
-        reason: `crash`, `same_run`, `clean_stop` or `nothing`.
-        run_max: states of this run and earlier ones.
-    """
-
-    reason: str
-    run_max: int = 0
-
-    @property
-    def returns(self) -> bool:
-        """Whether there is a state to be returned."""
-        return self.reason in {"crash", "same_run"}
-
-
-class Runs:
-    """The runs of one name."""
-
-    def __init__(self, name: str, runs: Iterable[Run], is_alive: Callable[[Holder], bool]) -> None:
-        """Begin with what is stored; `is_alive` tells whether a process still runs."""
-        self._name = name
-        self._by_id = {run.id: run for run in runs}
-        self._is_alive = is_alive
-        self.changed: dict[bytes, Run] = {}
-
-    @property
-    def newest(self) -> Run | None:
-        """The run that began last."""
-        return max(self._by_id.values(), key=lambda run: run.number, default=None)
-
-    @property
-    def newest_number(self) -> int:
-        """Its number; 0 if there never was one."""
-        newest = self.newest
-        return newest.number if newest else 0
-
-    def is_newest(self, run_id: bytes | None) -> bool:
-        """Tell whether a run is the newest; none counts as it."""
-        newest = self.newest
-        return run_id is None or (newest is not None and newest.id == run_id)
-
-    def begin(self, run_id: bytes, holder: Holder | None) -> int:
-        """Have a run begin, unless it has; returns its number."""
-        known = self._by_id.get(run_id)
-        if known is not None:
-            if known.holder is None and holder is not None:
-                self._put(replace(known, holder=holder))
-            return known.number
-        self._put(Run(run_id, self.newest_number + 1, holder=holder))
-        return self.newest_number
-
-    def end(self, run_id: bytes) -> None:
-        """Take in that a run has ended well."""
-        self.begin(run_id, None)
-        self._put(replace(self._by_id[run_id], ended=True))
-
-    def saves(self, run_id: bytes | None, *, acknowledged: bool) -> int:
-        """Return the number under which a run may save.
-
-        Args:
-            run_id: the run, None for none.
-            acknowledged: its client was told already that the state is kept: it comes from the spool.
-
-        Raises:
-            TakenOver: the name belongs to a later run, and the client can be told.
-        """
-        if run_id is None:
-            return self.newest_number
-        number = self.begin(run_id, None)
-        newest = self.newest
-        if newest is None or newest.id == run_id:
-            return number
-        if acknowledged:
-            return number
-        if not newest.ended and newest.holder is not None and self._is_alive(newest.holder):
-            raise TakenOver(self._name, newest.holder)
-        self._put(replace(self._by_id[run_id], number=newest.number + 1))
-        return newest.number + 1
-
-    def bound(self, run_id: bytes | None) -> int:
-        """Return the highest run whose states concern a recovery asked for by `run_id`."""
-        asking = self._by_id.get(run_id) if run_id is not None else None
-        return self.newest_number if asking is None else asking.number
-
-    def decide(self, run_id: bytes | None, run_of_newest: int | None) -> Decision:
-        """Decide what a recovery returns; `run_of_newest` is that of the newest state within `bound`, None if none."""
-        if run_of_newest is None:
-            return Decision("nothing")
-        asking = self._by_id.get(run_id) if run_id is not None else None
-        if asking is not None and run_of_newest == asking.number:
-            return Decision("same_run", run_of_newest)
-        before = [run for run in self._by_id.values() if asking is None or run.number < asking.number]
-        last = max(before, key=lambda run: run.number, default=None)
-        if last is not None and last.ended:
-            return Decision("clean_stop")
-        return Decision("crash", run_of_newest)
-
-    def _put(self, run: Run) -> None:
-        self._by_id[run.id] = self.changed[run.id] = run
-
-
-# --- retention --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Retention:
-    """What is kept of a name's checkpoints; see `plan_thinning`."""
-
-    keep_all_ms: int
-    keep_hourly_ms: int
-    keep_daily_ms: int
-    keep_newest: int
-    count_max: int
-    bytes_max: int
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """One checkpoint, for the plan.
-
-    Attributes:
-        seq: its number.
-        timestamp_ms: when it was taken, by a wall clock that may have been wrong.
-        stored_bytes: what it takes.
-        damaged: whether it is known to be so.
-        run: the run it belongs to.
-    """
-
-    seq: int
-    timestamp_ms: int
-    stored_bytes: int
-    damaged: bool = False
-    run: int = 0
-
-
-def plan_thinning(kept: Sequence[Kept], retention: Retention) -> list[int]:
-    """Return the numbers of a name's checkpoints that are to be removed, lowest first.
-
-    Kept are the newest `keep_newest` whatever their age; all within `keep_all_ms`, the newest of every hour within
-    `keep_hourly_ms`, and of every day within `keep_daily_ms`, counted back from the newest. Then the oldest go until
-    bounds of number and bytes hold. Never removed are the newest valid one of the highest run, the newest valid one at
-    all, and the one of the highest number, which carries the chain on.
-
-    Clocks jump. Age is counted between checkpoints, not from now, so a computer that was off for a month has lost
-    nothing. A checkpoint never counts as later than its successor, so one that was taken under a clock that ran ahead
-    is as old as what came after it. And what a jump ahead makes old leaves the newest `keep_newest` alone.
-    """
-    if not kept:
-        return []
-    newest_first = sorted(kept, key=lambda item: item.seq, reverse=True)
-    guarded = _guarded(newest_first)
-    stays: list[Kept] = []
-    hours: set[int] = set()
-    days: set[int] = set()
-    now_ms = at_ms = newest_first[0].timestamp_ms
-    for place, item in enumerate(newest_first):
-        at_ms = min(at_ms, item.timestamp_ms)
-        age_ms, hour, day = now_ms - at_ms, at_ms // _HOUR_MS, at_ms // _DAY_MS
-        if age_ms <= retention.keep_all_ms or place < retention.keep_newest or item.seq in guarded:
-            stay = True
-        elif age_ms <= retention.keep_hourly_ms:
-            stay = hour not in hours
-        else:
-            stay = age_ms <= retention.keep_daily_ms and day not in days
-        if stay:
-            stays.append(item)
-            # A representative of its hour and day only once it is no longer kept for its own sake.
-            if age_ms > retention.keep_all_ms:
-                hours.add(hour)
-                days.add(day)
-    within = _within_bounds(stays, guarded, retention)
-    return sorted(item.seq for item in newest_first if item.seq not in within)
-
-
-def _guarded(newest_first: Sequence[Kept]) -> set[int]:
-    guarded = {newest_first[0].seq}
-    valid = [item for item in newest_first if not item.damaged]
-    if valid:
-        guarded |= {valid[0].seq, max(valid, key=lambda item: (item.run, item.seq)).seq}
-    return guarded
-
-
-def _within_bounds(stays: Sequence[Kept], guarded: set[int], retention: Retention) -> set[int]:
-    """Return the numbers of those that fit, the newest first; the guarded ones fit always."""
-    within = set(guarded)
-    count = len(guarded)
-    taken = sum(item.stored_bytes for item in stays if item.seq in guarded)
-    for item in stays:
-        if item.seq in guarded:
-            continue
-        count += 1
-        taken += item.stored_bytes
-        if count > retention.count_max or taken > retention.bytes_max:
-            break
-        within.add(item.seq)
-    return within
 
 
 # --- the edge ---------------------------------------------------------------------------------------------------------

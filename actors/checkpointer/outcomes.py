@@ -1,4 +1,4 @@
-"""What the store says and is told: of states kept, of runs, of what it found at the start. Pure."""
+"""What the store says and is told: of states kept, of runs, of what it found at the start."""
 
 from dataclasses import dataclass, field
 

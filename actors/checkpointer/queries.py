@@ -9,14 +9,11 @@ from typing import Any, Final
 import apsw
 
 from actors.checkpointer.core import (
-    Decision,
     Description,
     Encoding,
     Gap,
     Holder,
     Link,
-    Run,
-    Runs,
     Save,
     broken_links,
     parse_holder,
@@ -24,6 +21,7 @@ from actors.checkpointer.core import (
     parse_save,
 )
 from actors.checkpointer.payloads import Damaged, PayloadFiles, decode, digest
+from actors.checkpointer.runs import Decision, Run, Runs
 from actors.runtime.database import READ_S_MAX, reading
 from actors.runtime.database_problem import DatabaseError, Problem
 from actors.runtime.identity import ProcessIdentity

@@ -5,8 +5,10 @@ from typing import Any, Final
 
 import apsw
 
-from actors.checkpointer.core import GENESIS, RUNS_KEPT_MAX, Gap, Holder, Kept, Run, Runs
+from actors.checkpointer.core import GENESIS, Gap, Holder
 from actors.checkpointer.payloads import Head, Stored
+from actors.checkpointer.retention import Kept
+from actors.checkpointer.runs import RUNS_KEPT_MAX, Run, Runs
 from actors.runtime.database import Migration, Schema
 from actors.runtime.identity import ProcessIdentity
 from protocol.names import CHECKPOINTER

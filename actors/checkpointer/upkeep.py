@@ -5,9 +5,10 @@ from typing import Final
 
 import apsw
 
-from actors.checkpointer.core import Encoding, Gap, Retention, plan_thinning, with_gap
+from actors.checkpointer.core import Encoding, Gap, with_gap
 from actors.checkpointer.outcomes import Unsettled
 from actors.checkpointer.payloads import PayloadFiles, Stored, compress, decode, shrinks
+from actors.checkpointer.retention import Retention, plan_thinning
 from actors.checkpointer.tables import columns, load_gaps, load_kept, store_gaps
 from actors.runtime.database import Database
 from protocol.limits import KIB

@@ -7,21 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.checkpointer.core import (
-    GENESIS,
-    Description,
-    Gap,
-    Holder,
-    Kept,
-    Link,
-    Retention,
-    Runs,
-    TakenOver,
-    broken_links,
-    hash_of,
-    plan_thinning,
-    with_gap,
-)
+from actors.checkpointer.core import GENESIS, Description, Gap, Holder, Link, broken_links, hash_of, with_gap
+from actors.checkpointer.retention import Kept, Retention, plan_thinning
+from actors.checkpointer.runs import Runs, TakenOver
 
 MINUTE = 60_000
 HOUR = 60 * MINUTE
