@@ -2,7 +2,8 @@
 
 Wired here from `writing` (the worker thread commits), `reading` (the reader answers queries), `wal_keeping` (the
 checkpointer moves the WAL into the database), `upkeep` (the filer writes the files behind the table) and
-`search_follower` (the search index follows the table): threads of their own, so that none waits for another's disk.
+`search_follower` (the search index follows the table), `outputs` (what programs print becomes events): threads of their
+own, so that none waits for another's disk.
 """
 
 import os
@@ -14,6 +15,8 @@ from actors.event_logger.core import PublishBudget, Trouble, TroubleReport
 from actors.event_logger.filer import Filer
 from actors.event_logger.journals import JournalDrain
 from actors.event_logger.maintenance import Maintenance
+from actors.event_logger.outputs import Outputs
+from actors.event_logger.outputs_files import OutputReader
 from actors.event_logger.queries import query, read_restarts, restart_status
 from actors.event_logger.reading import Reading
 from actors.event_logger.records import derived_id, parse_event, parse_events, parse_restart
@@ -110,9 +113,13 @@ class EventLogger(Actor):
             self._note,
             self._writing.on_stored,
         )
+        reader = OutputReader(os.path.dirname(path), config.output_lines_per_second_max, wall_ms)
+        self._outputs = Outputs(
+            store, reader, os.path.dirname(journal_dir), self._writing.submit, self._note, self._writing.on_stored
+        )
         self._reading = Reading(path)
         self._filing = Filing(Filer(path, store.files))
-        self._verifying = Verifying(os.path.dirname(path), self._filing.rebuild)
+        self._verifying = Verifying(store, self._filing.rebuild, self._writing.submit)
         days_kept = (events or EventsConfig()).retention_days
         search_path = os.path.join(os.path.dirname(path), SEARCH_FILE)
         self._search = SearchFollower(SearchIndex(search_path, path))
@@ -147,6 +154,7 @@ class EventLogger(Actor):
         for part in (
             self._writing,
             self._spooled,
+            self._outputs,
             self._reading,
             self._wal,
             self._filing,
@@ -160,6 +168,7 @@ class EventLogger(Actor):
         """Drain what the journals have, checkpoint when it is due, tell followers where the log ends."""
         self._writing.tick(now)
         self._spooled.tick(now)
+        self._outputs.tick(now)
         self._filing.tick(now, self._writing.last_seq)
         self._retention.tick(now)
         self._search.tick(now, self._writing.last_seq)
@@ -189,6 +198,7 @@ class EventLogger(Actor):
             },
             "search": self._search.status(),
             "spool": self._spooled.status(),
+            "outputs": self._outputs.status(),
             "reads": self._reading.status(),
             "maintenance": self._maintenance.status(),
             "journal_entries_refused": self._writing.refused_entries,
@@ -242,6 +252,7 @@ class EventLogger(Actor):
     def _stop(self) -> Iterator[bool]:
         """The steps of a stop; each turn of the loop looks whether the present one is over."""
         self._spooled.stop()
+        self._outputs.stop()
         self._maintenance.stop()
         while self._is_working():
             yield False
@@ -257,5 +268,13 @@ class EventLogger(Actor):
             yield False
 
     def _is_working(self) -> bool:
-        parts = (self._writing, self._spooled, self._wal, self._filing, self._search, self._maintenance)
+        parts = (
+            self._writing,
+            self._spooled,
+            self._outputs,
+            self._wal,
+            self._filing,
+            self._search,
+            self._maintenance,
+        )
         return not all(part.idle for part in parts)

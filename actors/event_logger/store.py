@@ -8,6 +8,7 @@ from typing import Final, TypeVar
 
 import apsw
 
+from actors.event_logger import outputs_store
 from actors.event_logger.core import Position
 from actors.event_logger.event_table import EventTable, Stored
 from actors.event_logger.files import LogFiles
@@ -91,6 +92,8 @@ SCHEMA: Final = Schema(
             """,
             usable_from=1,
         ),
+        # The release before reads no output of programs.
+        Migration(outputs_store.TABLE, usable_from=1),
     ),
 )
 
