@@ -7,8 +7,10 @@ judged by while it is stopped (state T, t)        otherwise
 ========= ======================================= =========================================================
 beats     a new beat                              a new beat
 probe     nothing                                 a new answer; a kernel accepts connections for the stopped
-state     nothing                                 that it is there
+state     nothing, from the second look on        that it is there
 ========= ======================================= =========================================================
+
+So nobody is found before its timeout is over: it moved after the look before the one that first shows it stopped.
 
 Beats wait in a socket while the launcher stands still, so such ticks do not count (`ProgramWatch`):
 
@@ -90,7 +92,7 @@ def _moved(last: Shown, now: Shown) -> bool:
         case "probe":
             return now.answers != last.answers and now.state not in STOPPED
         case _:
-            return now.state not in STOPPED
+            return last.state not in STOPPED or now.state not in STOPPED
 
 
 class ProgramWatch:

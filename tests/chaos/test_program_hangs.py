@@ -1,0 +1,137 @@
+"""Programs that hang are replaced, whatever shows it; those that only share a launcher with trouble are not."""
+
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actors.runtime.paths import EVIDENCE_DIR
+from protocol.errors import ReliabilityError
+from tests.chaos.system import MANY_RESTARTS, System, running, wait_until
+
+pytestmark = [
+    pytest.mark.chaos,
+    pytest.mark.timeout(120),
+    pytest.mark.skipif(sys.platform != "linux", reason="states in /proc"),
+]
+
+HANG_TIMEOUT_S = 2.0
+REPLACED_S = HANG_TIMEOUT_S + 8.0
+
+SAYS_NOTHING = "import time; time.sleep(10000)"
+ANSWERS_THEN_DOES_NOT = """
+import os, sys, time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        while os.path.exists(sys.argv[2]) and os.getpid() == int(open(sys.argv[2]).read() or 0):
+            time.sleep(0.05)
+        self.send_response(200)
+        self.end_headers()
+    def log_message(self, *args):
+        pass
+HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+
+
+def table(name: str, *command: str, **fields: Any) -> str:
+    """One program of reliability.toml; JSON's texts, lists and numbers are TOML's."""
+    lines = [f"[program.{name}]", f"command = {json.dumps(list(command))}", f"hang_timeout_s = {HANG_TIMEOUT_S}"]
+    return "\n".join(lines + [f"{key} = {value}" for key, value in fields.items()]) + "\n"
+
+
+@pytest.fixture(name="place", scope="module")
+def _place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("programs")
+
+
+@pytest.fixture(name="system", scope="module")
+def _system(place: Path) -> Iterator[System]:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    python = sys.executable
+    probe = f'{{http = "http://127.0.0.1:{port}/health", interval_s = 0.3}}'
+    config = (
+        MANY_RESTARTS
+        + table("still", python, "-c", SAYS_NOTHING)
+        + table("probed", python, "-c", ANSWERS_THEN_DOES_NOT, str(port), str(place / "silent"), probe=probe)
+    )
+    with running(config=config) as system:
+        for name in ("still", "probed"):
+            wait_until(lambda name=name: system.state(name) == "ready", 20, f"{name} is ready")
+        yield system
+        system.stop()
+
+
+def restarts_of(system: System, name: str) -> list[dict[str, Any]]:
+    try:
+        (process,) = system.client.call("event_logger", "restart_status", name=name)["processes"]
+    except ReliabilityError:
+        return []
+    return list(process["history"])
+
+
+def assert_replaced(system: System, name: str, pid: int, cause: str, since: float) -> dict[str, Any]:
+    """Wait until `name` runs anew, and for the record of it; return the evidence."""
+    wait_until(
+        lambda: system.pid(name) not in (0, pid) and system.state(name) == "ready", REPLACED_S, f"{name} is replaced"
+    )
+    assert time.monotonic() - since >= HANG_TIMEOUT_S
+    found: list[dict[str, Any]] = []
+
+    def recorded() -> bool:
+        found[:] = [item for item in restarts_of(system, name) if cause in item["reason"]]
+        return bool(found) and found[0]["recovery_ms"] is not None
+
+    wait_until(recorded, 10, f"the restart of {name} is on record with its recovery: {restarts_of(system, name)}")
+    assert found[0]["evidence"]
+    evidence = json.loads((system.runtime_dir / EVIDENCE_DIR / found[0]["evidence"]).read_text())
+    assert (evidence["name"], evidence["pid"]) == (name, pid)
+    return dict(evidence)
+
+
+def test_a_frozen_program_that_speaks_nothing(system: System) -> None:
+    pid, since = system.pid("still"), time.monotonic()
+    os.kill(pid, signal.SIGSTOP)
+    evidence = assert_replaced(system, "still", pid, "frozen", since)
+    assert evidence["judged_by"] == "state"
+    assert evidence["process"]["command"][-1] == SAYS_NOTHING
+    assert not Path(f"/proc/{pid}").exists()
+
+
+def test_one_that_no_longer_answers_its_probe(system: System, place: Path) -> None:
+    pid, since = system.pid("probed"), time.monotonic()
+    (place / "silent").write_text(str(pid))
+    try:
+        evidence = assert_replaced(system, "probed", pid, "hung", since)
+    finally:
+        (place / "silent").unlink()
+    assert evidence["judged_by"] == "probe"
+    assert evidence["probe"]["answers"] > 0
+
+
+def test_a_frozen_launcher_and_watchdog_cost_no_program_its_life(system: System) -> None:
+    names = ("still", "probed")
+    for name in names:
+        wait_until(lambda name=name: system.state(name) == "ready", 20, f"{name} is ready")
+    before = {name: system.pid(name) for name in names}
+    for _ in range(2):
+        frozen = [system.pid("launcher"), system.pid("watchdog")]
+        for pid in frozen:
+            os.kill(pid, signal.SIGSTOP)
+        time.sleep(2.5 * HANG_TIMEOUT_S)  # the length of the freeze is what is tested
+        for pid in frozen:
+            try:
+                os.kill(pid, signal.SIGCONT)
+            except ProcessLookupError:  # survivors replaced it, as they should
+                continue
+        system.wait_whole(20)
+    time.sleep(2.5 * HANG_TIMEOUT_S)  # in which a false verdict would fall
+    assert {name: system.pid(name) for name in names} == before
