@@ -7,14 +7,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from actors.runtime.arguments import ProcessArguments
-from actors.runtime.identity import ProcessIdentity
+from actors.runtime.identity import ProcessIdentity, boot_id
 from actors.runtime.liveness import LauncherRecord, ProcessKind, ProcessRecord, ProcessState, Slot, Verdict
 from actors.runtime.paths import STACKS_DIR
-from actors.runtime.programs import Ready, output_path
+from actors.runtime.programs import Ready, invocation_id, output_path
 from supervisor.core import Child
 from supervisor.ground import Ground
 from supervisor.last_words import FATAL_SIGNALS, with_last_words, with_stacks
 from supervisor.model import Exit, State
+from supervisor.notify import Life
 from supervisor.port import ExitStatus, Launch, Process, ProcessControl, ProgramLaunch
 from supervisor.programs import environment_of
 from supervisor.settings import Definition, Settings
@@ -32,6 +33,7 @@ class _Berth:
     slot: Slot
     process: Process | None = None
     incarnation: int = 0
+    last_pid: int = 0
     shown: LauncherRecord | None = None
     own: dict[str, Any] = field(default_factory=dict)
     own_shown: ProcessRecord | None = None
@@ -188,6 +190,23 @@ class Fleet:
         process = self._berths[name].process
         return process.identity.pid if process is not None else 0
 
+    def life(self, name: str) -> Life | None:
+        """Return the present life of a program, or its last one; None before its first and after its removal."""
+        berth = self._berths.get(name)
+        if berth is None or not berth.last_pid:
+            return None
+        invocation = invocation_id(boot_id(), self._settings.data_dir, name, berth.incarnation)
+        return Life(berth.last_pid, berth.incarnation, invocation)
+
+    def beat(self, name: str, now: float) -> None:
+        """Count a sign of life of a program; from its first one on it is judged by them."""
+        self._berths[name].slot.beat(int(now * 1000))
+        self.say_of(name, judged_by="beats")
+
+    def set_activity(self, name: str, text: str) -> None:
+        """Show what a program says that it is doing."""
+        self._berths[name].slot.set_activity(text)
+
     def last_life(self, name: str) -> int:
         """Return the highest life that its slot has seen, whoever's: what is said there of that is of no other."""
         slot = self._berths[name].slot
@@ -234,6 +253,7 @@ class Fleet:
     def _take(self, berth: _Berth, process: Process, incarnation: int) -> None:
         berth.process = process
         berth.incarnation = incarnation
+        berth.last_pid = process.identity.pid
         if process.exit_fd is not None:
             self._selector.register(process.exit_fd, selectors.EVENT_READ, _ignore)
 

@@ -47,6 +47,8 @@ from supervisor.model import (
     State,
     Terminate,
 )
+from supervisor.notify import Notifications
+from supervisor.notify_core import Message
 from supervisor.port import ProcessControl
 from supervisor.programs import Roster
 from supervisor.records import Records
@@ -98,6 +100,7 @@ class Shell:
         self._copies = DurableCopies(control, self._selector)
         self._memory = RestartsFile(self._runtime(paths.RESTARTS_FILE), self._data(paths.RESTARTS_FILE), self._copies)
         self._fleet = Fleet(settings, ground, control, self._selector)
+        self._notify = Notifications(ground.runtime_dir, self._selector, self._fleet.life, self._heard)
         self._watch = Watch(settings, ground)
         self._slot = ground.board.slots[LAUNCHER_SLOT]
         self._board_file = _file_identity(ground.board.path)
@@ -147,6 +150,7 @@ class Shell:
         self._ground.lock.close_inherited()
         self._server.close_inherited()
         self._fleet.close_inherited()
+        self._notify.close_inherited()
         self._copies.close_inherited()
         self._signals.close_inherited()
 
@@ -158,6 +162,7 @@ class Shell:
             self._prepare()
         for name, identity in taken.running.items():
             self._fleet.adopt(name, taken.found[name].incarnation, identity)
+            self._listen(name)
         if taken.predecessor is not None:
             self._records.restart(taken.predecessor)
         self._do([Persist()])  # this launcher's own restart, before it does anything that it may die of
@@ -176,6 +181,7 @@ class Shell:
         for key, mask in ready:
             key.data(mask, now)
         for name, incarnation, exit_ in self._fleet.ended():
+            self._notify.drain(name, now)  # its last words may be that it leaves
             self._do(self._core.exited(name, incarnation, exit_, now))
         for child in self._fleet.newly_ready(self._core.children):
             self._became_ready(child.spec.name, child.incarnation, now)
@@ -192,6 +198,7 @@ class Shell:
     def _tick(self, now: float) -> None:
         self._server.expire(now)
         self._tell_refused(self._refusals.due(self._server.refused, now))
+        self._tell_strangers(self._notify.refused_since(now))
         self._do(self._desk.hung(now))
         for hung in self._watch.tick(now, time.time(), self._core.judges()):
             self._do(self._core.judged_hung(hung.name, hung.incarnation, hung.cause, hung.evidence, now))
@@ -200,6 +207,36 @@ class Shell:
         if count:
             message = f"refused on the control socket: {count} times somebody who may not, or no request at all"
             self._records.say(Say(Severity.WARN, "clients_refused", message, LAUNCHER), count=count)
+
+    def _tell_strangers(self, count: int) -> None:
+        if count:
+            message = f"refused on the programs' notification sockets: {count} messages of strangers, or none at all"
+            self._records.say(Say(Severity.WARN, "notifications_refused", message, LAUNCHER), count=count)
+
+    def _listen(self, name: str) -> None:
+        """Hear what a program says of itself, from before its first life on."""
+        if self._core.children[name].spec.gentle:
+            path = self._notify.open(name)
+            if path is not None:
+                self._fleet.notify_sockets[name] = path
+
+    def _heard(self, name: str, incarnation: int, message: Message, now: float) -> None:
+        if message.hang_timeout_s is not None:
+            self._fleet.set_hang_timeout(name, message.hang_timeout_s)
+        if message.status is not None:
+            self._fleet.set_activity(name, message.status)
+        if message.stacks_signal:
+            self._fleet.say_of(name, stacks_signal=message.stacks_signal)
+        if message.beat:
+            self._fleet.beat(name, now)
+        if message.extend_s is not None:
+            self._core.extend(name, message.extend_s, now)
+        if message.stopping:
+            self._core.says_stopping(name, incarnation)
+        if message.ready:
+            self._became_ready(name, incarnation, now)
+        if message.hung:
+            self._do(self._core.judged_hung(name, incarnation, "the program said so itself", "", now))
 
     def _leave(self) -> None:
         """Remove what is left of the launcher itself: sockets, board, and whatever is no history."""
@@ -297,6 +334,7 @@ class Shell:
                     self._answer_program(request, now)
                 case "forget":
                     self._do(self._desk.forget(request, now))
+                    self._notify.close(request.name)
                     request.reply({"name": request.name})
                 case _:
                     known = "It knows ping, status, start, stop, restart, run, adopt, forget and down."
@@ -307,6 +345,7 @@ class Shell:
     def _answer_program(self, request: Request, now: float) -> None:
         self._show(now)
         name = request.fields["program"]["name"]
+        self._listen(name)
         child = self._core.children[name]
         answer = {"name": name, "state": child.state, "incarnation": child.incarnation}
         request.reply(answer | {"notify_socket": self._fleet.notify_sockets.get(name, "")})
@@ -362,6 +401,7 @@ class Shell:
 
     def _spawn(self, name: str) -> None:
         self._prepare()
+        self._listen(name)
         now = time.monotonic()
         child = self._core.children[name]
         try:

@@ -1,0 +1,131 @@
+"""Programs that speak sd_notify to a running system: ready by their own word, beaten by nobody else's."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from actors.runtime.programs import notify_path
+from tests.chaos.system import MANY_RESTARTS, System, running, wait_until
+
+pytestmark = [
+    pytest.mark.chaos,
+    pytest.mark.timeout(120),
+    pytest.mark.skipif(sys.platform != "linux", reason="the sender's credentials"),
+]
+
+SPEAKS = """
+import os, signal, socket, sys, time
+path = sys.argv[1]
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+while not os.path.exists(path + ".ready"):
+    time.sleep(0.02)
+while True:
+    notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        notify.connect(os.environ["NOTIFY_SOCKET"])
+        notify.send(b"READY=1\\nSTATUS=serving")
+    except OSError:  # nobody listens: as sd_notify does, go on
+        time.sleep(0.1)
+        continue
+    while True:
+        try:
+            notify.send(b"WATCHDOG=1")
+            if os.path.exists(path + ".trigger"):
+                os.unlink(path + ".trigger")
+                notify.send(b"WATCHDOG=trigger")
+        except OSError:
+            break
+        time.sleep(0.1)
+    time.sleep(0.1)
+"""
+
+
+@pytest.fixture(name="place", scope="module")
+def _place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("notify")
+
+
+@pytest.fixture(name="system", scope="module")
+def _system(place: Path) -> Iterator[System]:
+    command = json.dumps([sys.executable, "-c", SPEAKS, str(place / "speaks")])
+    config = MANY_RESTARTS + f'[program.speaks]\ncommand = {command}\nready = "notify"\nhang_timeout_s = 5\n'
+    redis = shutil.which("redis-server")
+    if redis:
+        words = [redis, "--supervised", "systemd", "--port", "0", "--unixsocket", str(place / "redis"), "--save", ""]
+        config += f'[program.redis]\ncommand = {json.dumps(words)}\nready = "notify"\n'
+        config += f"directory = {json.dumps(str(place))}\n"
+    with running(config=config) as system:
+        yield system
+
+
+def tell(system: System, data: bytes) -> None:
+    """Say something on the program's socket that only the program may."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as stranger:
+        stranger.connect(notify_path(str(system.runtime_dir), "speaks"))
+        stranger.send(data)
+
+
+def refusals(system: System) -> bool:
+    """Whether refused notifications were told of."""
+    journals = (system.runtime_dir / "journal").glob("*.jsonl")
+    found = system.relctl("events", "--json", "--type", "notifications_refused").stdout
+    return "notifications_refused" in found or any("notifications_refused" in path.read_text() for path in journals)
+
+
+def test_it_is_ready_when_it_says_so_and_not_when_a_stranger_does(system: System, place: Path) -> None:
+    wait_until(lambda: system.state("speaks") == "starting", 10, "it starts")
+    tell(system, b"READY=1\nWATCHDOG=1")
+    wait_until(lambda: refusals(system), 20, "the stranger is told of")
+    assert system.state("speaks") == "starting"
+    (place / "speaks.ready").touch()
+    wait_until(lambda: system.ready("speaks"), 5, "it is ready")
+    slot = system.board.find("speaks")[0]
+    wait_until(lambda: slot.process.read().judged_by == "beats", 5, "it is judged by its beats")
+    assert slot.read_activity() == "serving"
+
+
+def test_one_that_calls_itself_hung_is_replaced(system: System, place: Path) -> None:
+    (place / "speaks.ready").touch()
+    wait_until(lambda: system.ready("speaks"), 5, "it is ready")
+    before = system.pid("speaks")
+    (place / "speaks.trigger").touch()
+    wait_until(lambda: system.replaced("speaks", before), 10, "it is replaced")
+    wait_until(lambda: "said so itself" in system.relctl("restart-status", "speaks").stdout, 10, "its record says so")
+
+
+def test_frozen_it_is_replaced_after_its_time(system: System, place: Path) -> None:
+    (place / "speaks.ready").touch()
+    slot = system.board.find("speaks")[0]
+    wait_until(lambda: system.ready("speaks") and slot.process.read().judged_by == "beats", 10, "it beats")
+    before, since = system.pid("speaks"), time.monotonic()
+    os.kill(before, signal.SIGSTOP)
+    wait_until(lambda: system.replaced("speaks", before), 12, "it is replaced")
+    assert time.monotonic() - since >= 4.8
+
+
+def test_the_death_of_the_launcher_costs_it_nothing(system: System, place: Path) -> None:
+    (place / "speaks.ready").touch()
+    wait_until(lambda: system.ready("speaks"), 5, "it is ready")
+    before, launcher = system.pid("speaks"), system.pid("launcher")
+    system.signal("launcher", signal.SIGKILL)
+    wait_until(lambda: system.replaced("launcher", launcher), 20, "the launcher is replaced")
+    slot = system.board.find("speaks")[0]
+    tick = slot.read_tick()
+    wait_until(lambda: slot.read_tick() > tick + 5, 5, "it is heard again")
+    assert system.pid("speaks") == before
+
+
+@pytest.mark.skipif(not shutil.which("redis-server"), reason="Debian's redis-server is not installed")
+def test_a_daemon_made_for_systemd_runs_unmodified(system: System) -> None:
+    wait_until(lambda: system.ready("redis"), 20, "redis is ready by its own word")
+    before = system.pid("redis")
+    system.signal("redis", signal.SIGKILL)
+    wait_until(lambda: system.replaced("redis", before), 10, "redis is ready again")
