@@ -119,7 +119,7 @@ class EventLogger(Actor):
         )
         self._reading = Reading(path)
         self._filing = Filing(Filer(path, store.files))
-        self._verifying = Verifying(store, self._filing.rebuild, self._writing.submit)
+        self._verifying = Verifying(store, self._filing.rebuild, self._writing.submit, wall_ms)
         days_kept = (events or EventsConfig()).retention_days
         search_path = os.path.join(os.path.dirname(path), SEARCH_FILE)
         self._search = SearchFollower(SearchIndex(search_path, path))

@@ -84,7 +84,8 @@ def verify_log(data_dir: str, stop: Callable[[], bool] = lambda: False) -> dict[
     """Return whether the event log in `data_dir` is what was written, from its table, files, roots and head.
 
     ``{"complete": bool, "checked": events, "finding_count": int, "findings": [{"kind", "seq", "where", "message"}],
-    "spoilt_days": [days whose file alone is wrong]}``. The kinds are those of `actors.event_logger.verify`; `lost`
+    "spoilt_days": [days whose file alone is wrong], "broken_days": [days whose events in the table are not what was
+    written]}``. The kinds are those of `actors.event_logger.verify`; `lost`
     alone is no sign of tampering. It reads in short slices, beside a running system or without one, until `stop` says
     so.
 

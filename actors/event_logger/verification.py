@@ -71,6 +71,7 @@ class Verification:
         finding_count: how many there are.
         checked: events of the table that were looked at.
         spoilt_days: days whose file is wrong while the table is not.
+        broken_days: days whose events in the table are not what was written.
     """
 
     def __init__(self, data_dir: str, stop: Callable[[], bool]) -> None:
@@ -78,6 +79,7 @@ class Verification:
         self.findings: list[Finding] = []
         self.finding_count = self.checked = 0
         self.spoilt_days: list[str] = []
+        self.broken_days: list[str] = []
         self._path = os.path.join(data_dir, DATABASE_FILE)
         self._files = LogFiles(data_dir)
         self._stop = stop
@@ -126,7 +128,7 @@ class Verification:
         lines: _Lines | None = _Lines(self._files.lines(segment.day), segment.first_seq - 1)
         if filed_seq < segment.first_seq:  # not written yet
             lines = None
-        in_file = 0
+        in_file = in_table = 0
         while chain.seq < end:
             if self._stop():
                 return False
@@ -135,14 +137,16 @@ class Verification:
             if not rows:
                 break
             for seq, *values, found_hash in rows:
-                self._note(chain.take(seq, Event(*values), found_hash))
+                in_table += self._note(chain.take(seq, Event(*values), found_hash))
             self.checked += len(rows)
             if lines is not None:
                 hashes = {row[0]: row[-1] for row in rows}
                 found, more = self._take(file, lines, hashes, chain.seq)
                 in_file += found
                 lines = lines if more else None
-        self._note(check_end(segment, "table", chain.seq, chain.hash))
+        in_table += self._note(check_end(segment, "table", chain.seq, chain.hash))
+        if in_table:
+            self.broken_days.append(segment.day)
         if segment.last_seq is not None:
             chain.seq, chain.hash = segment.last_seq, segment.last_hash
         if lines is not None and file.chain.seq < filed_seq:
@@ -213,4 +217,5 @@ def verify_log(data_dir: str, stop: Callable[[], bool] = lambda: False) -> dict[
         "finding_count": look.finding_count,
         "findings": [finding.document() for finding in look.findings],
         "spoilt_days": look.spoilt_days,
+        "broken_days": look.broken_days,
     }

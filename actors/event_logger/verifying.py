@@ -1,12 +1,17 @@
-"""`verify` as an operation: a thread of its own looks at the whole log, and files that alone are wrong are mended."""
+"""`verify` as an operation: a thread of its own looks at the whole log, and what is proven is mended."""
 
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final
 
+from actors.event_logger.core import ATTEMPT_PATIENCE_S
+from actors.event_logger.mending import Mending, Row, put_back
 from actors.event_logger.queries import verify_log
+from actors.event_logger.store import EventStore
 from actors.event_logger.verify import Kind
 from actors.runtime.actor import Context
+from actors.runtime.database_problem import DatabaseError
 from actors.runtime.operations import DEFERRED, Operation, Request
 from actors.runtime.side_worker import side_worker
 from protocol.errors import ErrorCode, ReliabilityError
@@ -21,16 +26,31 @@ ANSWER_MARGIN_S: Final = 0.5
 class Verifying:
     """Answers `verify`."""
 
-    def __init__(self, data_dir: str, rebuild: Callable[[set[str]], None]) -> None:
-        """Look at the log in `data_dir`; `rebuild` has the files of days written anew."""
-        self._data_dir = data_dir
+    def __init__(
+        self,
+        store: EventStore,
+        rebuild: Callable[[set[str]], None],
+        submit: Callable[..., None],
+        wall_ms: Callable[[], int],
+    ) -> None:
+        """Look at the log of `store`.
+
+        `rebuild` has the files of days written anew, `submit` runs a job where the store is written, `wall_ms` is the
+        time of events.
+        """
+        self._store = store
+        self._data_dir = os.path.dirname(store.database.path)
         self._rebuild = rebuild
+        self._submit = submit
+        self._wall_ms = wall_ms
+        self._days: list[str] = []
 
     def operations(self) -> Sequence[Operation]:
         """Return what it answers."""
         summary = (
-            "Tell whether the event log is what was written; files that alone are wrong are kept aside and written"
-            " anew, unless repair is false. With too little time the answer is not complete."
+            "Tell whether the event log is what was written. Unless repair is false, files that alone are wrong are"
+            " kept aside and written anew, and events of the table are put back where the chain proves the file's."
+            " With too little time the answer is not complete."
         )
         return (Operation("verify", summary, {"repair": "bool?"}, self._verify),)
 
@@ -59,10 +79,52 @@ class Verifying:
         elif isinstance(outcome, Exception):
             raise outcome
         else:
-            if outcome["spoilt_days"] and request.arguments.get("repair", True):
+            repair = request.arguments.get("repair", True)
+            if outcome["spoilt_days"] and repair:
                 self._rebuild(set(outcome["spoilt_days"]))
             self._tell(outcome)
+            if repair and not self._days:
+                self._days = list(outcome["broken_days"])
+                self._mend_next()
             request.reply(outcome)
+
+    # --- events in the middle of the table ---
+
+    def _mend_next(self) -> None:
+        """Begin with the next day whose events are to be put back; one after the other, behind what was asked."""
+        if self._days:
+            self._look(Mending(self._store.database.path, self._store.files, self._days[0]))
+
+    def _look(self, mending: Mending) -> None:
+        try:
+            done = partial(self._on_looked, mending)
+            self._worker.submit(mending.next_slice, on_done=done, what="look for lost events")
+        except ReliabilityError:  # verifications wait: the next one finds the rest
+            self._days.clear()
+
+    def _on_looked(self, mending: Mending, outcome: Any) -> None:
+        if isinstance(outcome, ReliabilityError | OSError):
+            self._days.clear()
+        elif isinstance(outcome, Exception):
+            raise outcome
+        elif outcome:
+            self._submit("put events back", partial(self._on_put_back, mending), self._put_back, outcome)
+        else:
+            del self._days[:1]
+            self._mend_next()
+
+    def _put_back(self, rows: list[Row]) -> int:
+        """For the thread that writes."""
+        store, now_ms = self._store, self._wall_ms()
+        return store.write(lambda connection: put_back(connection, store.log, rows, now_ms), ATTEMPT_PATIENCE_S)
+
+    def _on_put_back(self, mending: Mending, outcome: Any) -> None:
+        if isinstance(outcome, DatabaseError):  # the next verification finds the rest
+            self._days.clear()
+        elif isinstance(outcome, Exception):
+            raise outcome
+        else:
+            self._look(mending)
 
     def _tell(self, outcome: dict[str, Any]) -> None:
         """Leave a trace of the look in the log itself."""

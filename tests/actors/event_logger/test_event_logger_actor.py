@@ -1,5 +1,6 @@
 """event_logger on a loop of its own: what is acknowledged is committed, whatever the disk and the neighbours do."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -283,3 +284,24 @@ def test_a_stop_commits_what_was_accepted_and_leaves_an_empty_wal(make: Callable
     assert Path(f"{path}-wal").stat().st_size == 0
     assert "last words" in stored(path)
     assert len(stored(path)) == 101
+
+
+def test_verify_puts_back_what_was_removed_from_the_middle_unless_it_is_told_not_to(
+    make: Callable[..., Harness], tmp_path: Path
+) -> None:
+    path = tmp_path / "reliability.db"
+    harness = make()
+    events = [EVENT | {"message": f"order {number}"} for number in range(50)]
+    places = [item["seq"] for item in harness.call("emit_many", events=events)["events"]]
+    head = tmp_path / "events" / "head.json"
+    harness.until(lambda: head.exists() and json.loads(head.read_text())["seq"] >= places[-1])
+    before = stored(path)
+    with apsw.Connection(str(path)) as connection:
+        connection.execute("DELETE FROM events WHERE seq = ?", (places[20],))
+    connection.close()
+    report = harness.call("verify", repair=False)
+    assert (report["finding_count"], len(report["broken_days"])) == (1, 1)
+    assert stored(path) != before
+    harness.call("verify")
+    harness.until(lambda: stored(path)[: len(before)] == before)
+    assert harness.call("verify")["findings"] == []
