@@ -116,6 +116,13 @@ class ProgramWatch:
         """How every program stands, by slot."""
         return self._watch.findings
 
+    def rest(self) -> None:
+        """Nobody is there to be judged until the next step: that this comes late means nothing then."""
+        if self._last_at is not None:
+            self._watch.forget()
+            self._last_at = self._launcher = None
+            self._still_ticks = 0
+
     def step(
         self, now: float, launcher: tuple[int, int], subjects: Iterable[Subject], *, stopping: bool
     ) -> list[Effect]:

@@ -94,7 +94,8 @@ class Programs:
         """Look at all programs, and act."""
         self._find()
         self._take_outcomes()
-        if not self._programs and not self._watch.findings:
+        if not self._programs:
+            self._watch.rest()
             return
         stopping = self._board.stopping
         if not stopping:

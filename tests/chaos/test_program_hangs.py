@@ -40,6 +40,17 @@ class Handler(BaseHTTPRequestHandler):
 HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 """
 
+EATS = """
+import os, sys, time
+while not os.path.exists(sys.argv[1]):
+    time.sleep(0.05)
+os.unlink(sys.argv[1])
+if os.fork() == 0:
+    os.setsid()
+    eaten = os.urandom(1 << 20) * 96
+time.sleep(10000)
+"""
+
 
 def table(name: str, *command: str, **fields: Any) -> str:
     """One program of reliability.toml; JSON's texts, lists and numbers are TOML's."""
@@ -61,10 +72,11 @@ def _system(place: Path) -> Iterator[System]:
     config = (
         MANY_RESTARTS
         + table("still", python, "-c", SAYS_NOTHING)
+        + table("greedy", python, "-c", EATS, str(place / "eat"), memory_max_mib=64)
         + table("probed", python, "-c", ANSWERS_THEN_DOES_NOT, str(port), str(place / "silent"), probe=probe)
     )
     with running(config=config) as system:
-        for name in ("still", "probed"):
+        for name in ("still", "greedy", "probed"):
             wait_until(lambda name=name: system.state(name) == "ready", 20, f"{name} is ready")
         yield system
         system.stop()
@@ -83,6 +95,7 @@ def assert_replaced(system: System, name: str, pid: int, cause: str, since: floa
     wait_until(
         lambda: system.pid(name) not in (0, pid) and system.state(name) == "ready", REPLACED_S, f"{name} is replaced"
     )
+    assert not Path(f"/proc/{pid}").exists()
     assert time.monotonic() - since >= HANG_TIMEOUT_S
     found: list[dict[str, Any]] = []
 
@@ -103,7 +116,6 @@ def test_a_frozen_program_that_speaks_nothing(system: System) -> None:
     evidence = assert_replaced(system, "still", pid, "frozen", since)
     assert evidence["judged_by"] == "state"
     assert evidence["process"]["command"][-1] == SAYS_NOTHING
-    assert not Path(f"/proc/{pid}").exists()
 
 
 def test_one_that_no_longer_answers_its_probe(system: System, place: Path) -> None:
@@ -117,8 +129,15 @@ def test_one_that_no_longer_answers_its_probe(system: System, place: Path) -> No
     assert evidence["probe"]["answers"] > 0
 
 
+def test_a_tree_over_its_memory_limit(system: System, place: Path) -> None:
+    pid, since = system.pid("greedy"), time.monotonic() - HANG_TIMEOUT_S
+    (place / "eat").touch()
+    evidence = assert_replaced(system, "greedy", pid, "over its memory limit", since)
+    assert evidence["memory"]["held_mib"] > evidence["memory"]["limit_mib"] == 64
+
+
 def test_a_frozen_launcher_and_watchdog_cost_no_program_its_life(system: System) -> None:
-    names = ("still", "probed")
+    names = ("still", "greedy", "probed")
     for name in names:
         wait_until(lambda name=name: system.state(name) == "ready", 20, f"{name} is ready")
     before = {name: system.pid(name) for name in names}

@@ -236,6 +236,17 @@ def test_a_verdict_on_one_that_moves_after_all_is_withdrawn(world: World) -> Non
     world.until(Condemn)
 
 
+def test_a_time_without_programs_is_no_doubt(world: World) -> None:
+    world.programs[0].judged_by = "beats"
+    world.until(Warn)
+    for _ in range(2):
+        world.watch.rest()
+        assert world.watch.findings == {}
+    assert world.tick(after_s=600.0) == []
+    world.quiet_for(HANG_TIMEOUT_S - 1.0)
+    assert not any(isinstance(effect, Doubted) for effect in world.until(Condemn))
+
+
 def test_nobody_is_judged_in_a_stop(world: World) -> None:
     world.programs[0].state = "T"
     world.until(Warn)
