@@ -53,6 +53,7 @@ class System:
     environment: dict[str, str]
     client: Client = field(init=False)
     launcher: subprocess.Popen[bytes] | None = None
+    command: tuple[str, ...] = ()
     _board: Board | None = None
 
     def start(self) -> None:
@@ -62,6 +63,8 @@ class System:
             command += ["--config", str(self.data_dir / paths.CONFIG_FILE)]
         if self.portable:
             command.append("--portable")
+        if self.command:
+            command += ["--", *self.command]
         if self.launcher is not None:
             self.launcher.wait()
         with open(self.data_dir / "launcher.out", "ab") as output:
