@@ -19,13 +19,29 @@ from tests.chaos.system import MANY_RESTARTS, System, running, wait_until
 pytestmark = [
     pytest.mark.chaos,
     pytest.mark.timeout(120),
-    pytest.mark.skipif(sys.platform != "linux", reason="states in /proc"),
+    pytest.mark.skipif(sys.platform != "linux", reason="programs that notify, and states in /proc"),
 ]
 
 HANG_TIMEOUT_S = 2.0
 REPLACED_S = HANG_TIMEOUT_S + 8.0
 
 SAYS_NOTHING = "import time; time.sleep(10000)"
+BEATS_THEN_LOOPS = """
+import os, socket, sys, time
+notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+def say(text):  # as sd_notify does: anew each time, and no matter if nobody listens
+    try:
+        notify.sendto(text, os.environ["NOTIFY_SOCKET"])
+    except OSError:
+        pass
+say(b"READY=1")
+while not os.path.exists(sys.argv[1]):
+    say(b"WATCHDOG=1")
+    time.sleep(0.2)
+os.unlink(sys.argv[1])
+while True:
+    pass
+"""
 ANSWERS_THEN_DOES_NOT = """
 import os, sys, time
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -72,11 +88,12 @@ def _system(place: Path) -> Iterator[System]:
     config = (
         MANY_RESTARTS
         + table("still", python, "-c", SAYS_NOTHING)
+        + table("beating", python, "-c", BEATS_THEN_LOOPS, str(place / "loop"), ready='"notify"')
         + table("greedy", python, "-c", EATS, str(place / "eat"), memory_max_mib=64)
         + table("probed", python, "-c", ANSWERS_THEN_DOES_NOT, str(port), str(place / "silent"), probe=probe)
     )
     with running(config=config) as system:
-        for name in ("still", "greedy", "probed"):
+        for name in ("still", "beating", "greedy", "probed"):
             wait_until(lambda name=name: system.state(name) == "ready", 20, f"{name} is ready")
         yield system
         system.stop()
@@ -118,6 +135,13 @@ def test_a_frozen_program_that_speaks_nothing(system: System) -> None:
     assert evidence["process"]["command"][-1] == SAYS_NOTHING
 
 
+def test_one_that_beats_and_then_loops(system: System, place: Path) -> None:
+    pid, since = system.pid("beating"), time.monotonic()
+    (place / "loop").touch()
+    evidence = assert_replaced(system, "beating", pid, "stuck in a loop", since)
+    assert evidence["judged_by"] == "beats"
+
+
 def test_one_that_no_longer_answers_its_probe(system: System, place: Path) -> None:
     pid, since = system.pid("probed"), time.monotonic()
     (place / "silent").write_text(str(pid))
@@ -137,7 +161,7 @@ def test_a_tree_over_its_memory_limit(system: System, place: Path) -> None:
 
 
 def test_a_frozen_launcher_and_watchdog_cost_no_program_its_life(system: System) -> None:
-    names = ("still", "greedy", "probed")
+    names = ("still", "beating", "greedy", "probed")
     for name in names:
         wait_until(lambda name=name: system.state(name) == "ready", 20, f"{name} is ready")
     before = {name: system.pid(name) for name in names}
@@ -153,4 +177,4 @@ def test_a_frozen_launcher_and_watchdog_cost_no_program_its_life(system: System)
                 continue
         system.wait_whole(20)
     time.sleep(2.5 * HANG_TIMEOUT_S)  # in which a false verdict would fall
-    assert {name: system.pid(name) for name in names} == before
+    assert {name: system.pid(name) for name in names} == before, [restarts_of(system, name)[:1] for name in names]
