@@ -34,7 +34,8 @@ DEADLINE_DEFAULT_S: Final = 30.0
 WINDOW_MAX: Final = 1024
 """Requests that one worker may take at once."""
 
-WORKER_HEARTBEAT_INTERVAL_S: Final = 2.5
+WORKER_HEARTBEAT_INTERVAL_S: Final = 3.0
+"""A multiple of the ticks of all of us: who wakes up for a tick sends and takes in heartbeats in the same turn."""
 WORKER_HEARTBEAT_LIVENESS: Final = 4
 """A worker or broker unheard of for this many intervals is taken off the routes. Nobody is killed for it."""
 

@@ -129,7 +129,7 @@ class Registration:
         if now - self._heard_at > SILENCE_S_MAX:
             return self._apply(Event.SILENCE, now)
         if now >= self._heartbeat_at:
-            self._heartbeat_at = now + WORKER_HEARTBEAT_INTERVAL_S
+            self._heartbeat_at = _next_heartbeat(now)
             return (Effect.SEND_HEARTBEAT,)
         return ()
 
@@ -147,5 +147,10 @@ class Registration:
         if Effect.SEND_READY in effects:
             self.joined_count += 1
             self._joined_at = self._heard_at = now
-            self._heartbeat_at = now + WORKER_HEARTBEAT_INTERVAL_S
+            self._heartbeat_at = _next_heartbeat(now)
         return effects
+
+
+def _next_heartbeat(now: float) -> float:
+    """At full multiples of the interval, like the broker's own."""
+    return (now // WORKER_HEARTBEAT_INTERVAL_S + 1) * WORKER_HEARTBEAT_INTERVAL_S
