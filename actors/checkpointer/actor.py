@@ -29,7 +29,7 @@ from actors.checkpointer.tables import SCHEMA
 from actors.checkpointer.telling import tell_damaged, tell_drained, tell_opened, tell_recovery
 from actors.runtime.actor import Actor, Context
 from actors.runtime.database import DISK_LEASE_S, Database, Synchronous
-from actors.runtime.database_problem import DatabaseError
+from actors.runtime.database_problem import PASSING, DatabaseError
 from actors.runtime.operations import DEFERRED, Operation, Request
 from actors.runtime.paths import DATABASE_FILE
 from actors.runtime.side_worker import side_worker
@@ -82,6 +82,7 @@ class Checkpointer(Actor):
         self._reported_saves = 0
         self._keeping = False
         self._problem: DatabaseError | None = None
+        self._told = False
         self._hint: int | None = None
         self._unsettled = True
 
@@ -378,12 +379,14 @@ class Checkpointer(Actor):
         """Take in how it ended; a fault that is not the world's ends the process."""
         if isinstance(outcome, Exception) and not isinstance(outcome, ReliabilityError):
             raise outcome
-        before, self._problem = self._problem, outcome if isinstance(outcome, DatabaseError) else None
-        if self._problem is not None and before is None:
+        self._problem = outcome if isinstance(outcome, DatabaseError) else None
+        before, told = self._told, self._problem is not None and self._problem.problem not in PASSING
+        if self._problem is not None and told and not before:
             message = f"checkpoints cannot be kept: {self._problem.message}"
             self._context.log(Severity.ERROR, "database_unavailable", message, problem=self._problem.problem)
-        elif before is not None and self._problem is None:
+        elif before and self._problem is None:
             self._context.log(Severity.NOTICE, "database_available", "checkpoints can be kept again")
+        self._told = told or (before and self._problem is not None)
 
     def _count(self, outcome: Outcome) -> None:
         if outcome.repeated or outcome.unchanged:

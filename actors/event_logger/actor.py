@@ -32,7 +32,7 @@ from actors.event_logger.wal_keeping import WalKeeping
 from actors.event_logger.writing import Writing
 from actors.runtime.actor import Actor, Context
 from actors.runtime.database import Database
-from actors.runtime.database_problem import DatabaseError
+from actors.runtime.database_problem import PASSING, DatabaseError
 from actors.runtime.liveness import Board
 from actors.runtime.operations import Operation, Request
 from protocol.errors import ProtocolError
@@ -242,6 +242,8 @@ class EventLogger(Actor):
         if self._problem is None:
             self._filing.ready()
             self._search.ready()
+        if self._problem is not None and self._problem.problem in PASSING:
+            return  # tried again by whoever wrote; the repair tells of itself
         match self._trouble.note(failed=self._problem is not None, now=self._context.now()):
             case Trouble.BEGAN if self._problem is not None:
                 message = f"events cannot be written: {self._problem.message}"

@@ -43,6 +43,9 @@ class Problem(StrEnum):
     OTHER = "other"
 
 
+PASSING: Final = frozenset({Problem.REPAIRING, Problem.REPLACED})
+"""What a repair looks like to who uses the database meanwhile: soon over, and the repair tells of itself."""
+
 _ANSWERS: Final[dict[Problem, tuple[ErrorCode, str, str]]] = {
     Problem.LOCKED: (
         ErrorCode.LOCKED,

@@ -471,3 +471,21 @@ def test_the_loop_never_waits(make: Callable[..., Keeper]) -> None:
     for _ in range(3):
         keeper.saved(os.urandom(32 * 1024 * 1024))
     assert keeper.longest_turn_s < 0.1
+
+
+def test_a_database_that_a_repair_replaced_is_no_error_and_checkpoints_go_on(
+    make: Callable[..., Keeper], tmp_path: Path
+) -> None:
+    keeper = make()
+    keeper.saved(b"first")
+    path = tmp_path / "reliability.db"
+    execute(tmp_path, "VACUUM INTO ?", str(tmp_path / "salvaged.db"))
+    for suffix in ("-wal", "-shm"):
+        Path(f"{path}{suffix}").unlink(missing_ok=True)
+    os.replace(tmp_path / "salvaged.db", path)
+    asked = keeper.save(b"second")
+    assert asked.error is None or "replaced" in asked.error.message
+    assert keeper.saved(b"third")["seq"] == (3 if asked.error is None else 2)
+    assert keeper.recover(RUN)[1] == b"third"
+    assert text_of(keeper.logged, "database_unavailable") == []
+    assert 1 in seqs(tmp_path)
