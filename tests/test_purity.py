@@ -19,6 +19,7 @@ PURE = (
     "supervisor/core.py",
     "supervisor/budget.py",
     "supervisor/model.py",
+    "supervisor/policy.py",
     "actors/*/core.py",
     "actors/*/core/**/*.py",
     "actors/*/records.py",
