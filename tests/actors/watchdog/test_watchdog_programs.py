@@ -259,6 +259,18 @@ def test_a_program_that_no_longer_beats_is_found_with_its_place(ward: Ward) -> N
     assert "in waits_for_nothing" in document["stacks"]
 
 
+def test_one_that_beat_for_a_launcher_before_this_one_is_judged_by_its_state(ward: Ward) -> None:
+    """What connected to the socket of a dead launcher is not heard by the next one."""
+    identity = ward.program(judged_by="beats")
+    ward.home.board.slots[SLOT].beat(1)
+    ward.home.board.slots[LAUNCHER_SLOT].launcher.write(record("launcher", kind=ProcessKind.LAUNCHER))
+    ward.tick_for(2.5 * HANG_TIMEOUT_MS / 1000)
+    assert ward.verdict() == ""
+    ward.home.board.slots[SLOT].beat(time.monotonic_ns() // 1_000_000)
+    assert ward.evidence()["cause"] == Cause.BLOCKED
+    assert identity.is_running()
+
+
 def test_one_that_would_die_of_the_question_is_not_asked(ward: Ward) -> None:
     identity = ward.program(LOOP, judged_by="beats", stacks_signal=signal.SIGUSR2)
     assert ward.evidence()["cause"] == Cause.STUCK_IN_LOOP
