@@ -11,6 +11,7 @@ from actors.runtime.identity import ProcessIdentity, boot_id
 from actors.runtime.liveness import LauncherRecord, ProcessKind, ProcessRecord, ProcessState, Slot, Verdict
 from actors.runtime.paths import STACKS_DIR
 from actors.runtime.programs import Ready, invocation_id, output_path
+from actors.runtime.signalling import signaller
 from supervisor.core import Child
 from supervisor.ground import Ground
 from supervisor.last_words import FATAL_SIGNALS, with_last_words, with_stacks
@@ -20,6 +21,7 @@ from supervisor.port import ExitStatus, Launch, Process, ProcessControl, Program
 from supervisor.programs import environment_of
 from supervisor.settings import Definition, Settings
 from supervisor.slots import how_it_ended, record_of, says_ready
+from supervisor.tree import end_carriers
 
 
 @dataclass(slots=True)
@@ -79,12 +81,24 @@ class Fleet:
 
     def adopt(self, name: str, incarnation: int, identity: ProcessIdentity) -> bool:
         """Take over a running process; False if it is gone."""
-        process = self._control.adopt(identity)
+        process = self._control.adopt(identity, self._invocation(name, incarnation))
         if process is not None:
             berth = self._berths[name]
             self._take(berth, process, incarnation)
             self._go_on(berth)
         return process is not None
+
+    def end_rest(self, name: str, incarnation: int) -> None:
+        """Kill what a life of a program has left that ended while nobody looked."""
+        invocation = self._invocation(name, incarnation)
+        if invocation:
+            end_carriers(invocation, signaller(portable=self._ground.portable))
+
+    def _invocation(self, name: str, incarnation: int) -> str:
+        """Return the id of a life of a program; empty for a process of ours."""
+        if self._berths[name].definition.program is None:
+            return ""
+        return invocation_id(boot_id(), self._settings.data_dir, name, incarnation)
 
     def spawn(self, child: Child, now: float) -> None:
         """Start the present life of `child`: on the board before it exists, its process there before it does anything.
@@ -195,8 +209,7 @@ class Fleet:
         berth = self._berths.get(name)
         if berth is None or not berth.last_pid:
             return None
-        invocation = invocation_id(boot_id(), self._settings.data_dir, name, berth.incarnation)
-        return Life(berth.last_pid, berth.incarnation, invocation)
+        return Life(berth.last_pid, berth.incarnation, self._invocation(name, berth.incarnation))
 
     def beat(self, name: str, now: float) -> None:
         """Count a sign of life of a program; from its first one on it is judged by them."""

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from actors.runtime.identity import stat_fields
-from actors.runtime.programs import INVOCATION_VARIABLE, NOTIFY_DIR, notify_path
+from actors.runtime.programs import NOTIFY_DIR, notify_path
 from supervisor.notify_core import DATAGRAM_BYTES_MAX, Message, parse
+from supervisor.tree import carries
 
 HAS_CREDENTIALS: Final = hasattr(socket, "SO_PASSCRED") and hasattr(socket, "SCM_CREDENTIALS")
 """Whether the system tells who has sent a datagram; without it, nobody is heard."""
@@ -148,16 +149,6 @@ def belongs(pid: int, life: Life) -> bool:
         if seen <= 1 or seen == os.getpid():
             break
     return carries(pid, life.invocation)
-
-
-def carries(pid: int, invocation: str) -> bool:
-    """Tell whether a process was executed in the environment of this life of a program."""
-    try:
-        with open(f"/proc/{pid}/environ", "rb") as file:
-            environment = file.read().split(b"\0")
-    except OSError:
-        return False
-    return f"{INVOCATION_VARIABLE}={invocation}".encode() in environment
 
 
 def _ancillary_bytes() -> int:

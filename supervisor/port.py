@@ -116,8 +116,11 @@ class ProcessControl(Protocol):
             OSError: the system has no room for it.
         """
 
-    def adopt(self, identity: ProcessIdentity) -> Process | None:
-        """Take over a running process that somebody else started; None if it is gone."""
+    def adopt(self, identity: ProcessIdentity, invocation: str = "") -> Process | None:
+        """Take over a running process that somebody else started; None if it is gone.
+
+        Whoever carries `invocation`, the id of a program's life, in its environment ends with it.
+        """
 
     def copy_durably(self, source: str, target: str) -> Process:
         """Start a one-shot process that makes `target` a copy of `source` that survives a power cut.

@@ -15,8 +15,11 @@ from typing import Final
 import psutil
 
 from actors.runtime.identity import ProcessIdentity, boot_id, identity_of
+from actors.runtime.programs import INVOCATION_VARIABLE
+from actors.runtime.signalling import PortableSignaller
 from supervisor.port import DURABLE_MODULE, ExitStatus, Launch, ProgramLaunch, child_environment, open_stderr
 from supervisor.program_launch import open_output
+from supervisor.tree import end_carriers
 
 _ON_WINDOWS: Final = sys.platform == "win32"
 _CREATION_FLAGS: Final[int] = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0) | getattr(
@@ -27,9 +30,12 @@ _CREATION_FLAGS: Final[int] = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
 class PortableProcess:
     """See `supervisor.port.Process`."""
 
-    def __init__(self, identity: ProcessIdentity, child: "subprocess.Popen[bytes] | None") -> None:
-        """Hold a process; `child` if we started it ourselves."""
+    def __init__(
+        self, identity: ProcessIdentity, child: "subprocess.Popen[bytes] | None", invocation: str = ""
+    ) -> None:
+        """Hold a process; `child` if we started it ourselves; whoever carries `invocation` ends with it."""
         self.identity = identity
+        self._invocation = invocation
         self._child = child
         self._tree: list[psutil.Process] = []
 
@@ -103,6 +109,8 @@ class PortableProcess:
                 process.kill()  # psutil compares start times first
             except psutil.Error:
                 continue
+        if self._invocation:
+            end_carriers(self._invocation, PortableSignaller(), self.identity)
 
     def _owns_number(self) -> bool:
         """Whether the number, as that of a group, is certainly not somebody else's.
@@ -140,9 +148,9 @@ class PortableControl:
             return _started_program(launch)
         return _started(launch.command(), launch.stderr_path)
 
-    def adopt(self, identity: ProcessIdentity) -> PortableProcess | None:
+    def adopt(self, identity: ProcessIdentity, invocation: str = "") -> PortableProcess | None:
         """See `ProcessControl`."""
-        return PortableProcess(identity, None) if identity.is_running() else None
+        return PortableProcess(identity, None, invocation) if identity.is_running() else None
 
     def copy_durably(self, source: str, target: str) -> PortableProcess:
         """See `ProcessControl`."""
@@ -181,7 +189,8 @@ def _started_program(launch: ProgramLaunch) -> PortableProcess:
         )
     finally:
         os.close(output)
-    return PortableProcess(identity_of(child.pid) or ProcessIdentity(child.pid, 0, boot_id()), child)
+    identity = identity_of(child.pid) or ProcessIdentity(child.pid, 0, boot_id())
+    return PortableProcess(identity, child, launch.environment.get(INVOCATION_VARIABLE, ""))
 
 
 def _descendants(root: psutil.Process) -> list[psutil.Process]:

@@ -23,10 +23,12 @@ from typing import Any, Final, NoReturn, TypeAlias
 from actors.runtime.arguments import ProcessArguments
 from actors.runtime.identity import ProcessIdentity, boot_id, stat_fields
 from actors.runtime.process import TITLE_PREFIX
+from actors.runtime.programs import INVOCATION_VARIABLE
 from actors.runtime.signalling import PidfdSignaller, open_pidfd
 from supervisor import durable, program_launch
 from supervisor.pools import fill_holes
 from supervisor.port import ExitStatus, Launch, ProgramLaunch, child_environment, open_stderr
+from supervisor.tree import end_carriers
 
 try:
     from setproctitle import setproctitle as _set_title
@@ -67,6 +69,7 @@ class PosixProcess:
         self._is_child = is_child
         self._gate = gate
         self._order = b""
+        self._invocation = ""
         self._tree: list[ProcessIdentity] = []
 
     @property
@@ -77,6 +80,10 @@ class PosixProcess:
     def assign(self, order: bytes) -> None:
         """Have `release` say what it is to do, to one that was made without knowing."""
         self._order = order
+
+    def end_with(self, invocation: str) -> None:
+        """Have everybody end with it who carries this id of a program's life."""
+        self._invocation = invocation
 
     def release(self) -> None:
         """See `Process`."""
@@ -167,6 +174,8 @@ class PosixProcess:
             _signaller.send(member, signal.SIGKILL)
         for descendant in self._tree:
             _signaller.send(descendant, signal.SIGKILL)
+        if self._invocation:
+            end_carriers(self._invocation, _signaller, self.identity)
 
 
 class PosixControl:
@@ -203,7 +212,9 @@ class PosixControl:
     def spawn(self, launch: Launch | ProgramLaunch) -> PosixProcess:
         """See `ProcessControl`."""
         if isinstance(launch, ProgramLaunch):
-            return self._fork(lambda _order: program_launch.become(launch), launch.error_path)
+            process = self._fork(lambda _order: program_launch.become(launch), launch.error_path)
+            process.end_with(launch.environment.get(INVOCATION_VARIABLE, ""))
+            return process
         entry = (self._entries or {}).get(launch.module) if self._may_fork else None
         if entry is None:
             return self._fork(_executing(launch), launch.stderr_path)
@@ -229,10 +240,14 @@ class PosixControl:
             self._spare = None
         self._condemned = [process for process in self._condemned if not _is_over(process)]
 
-    def adopt(self, identity: ProcessIdentity) -> PosixProcess | None:
+    def adopt(self, identity: ProcessIdentity, invocation: str = "") -> PosixProcess | None:
         """See `ProcessControl`."""
         pidfd = open_pidfd(identity)
-        return None if pidfd is None else PosixProcess(identity, pidfd, is_child=False)
+        if pidfd is None:
+            return None
+        process = PosixProcess(identity, pidfd, is_child=False)
+        process.end_with(invocation)
+        return process
 
     def copy_durably(self, source: str, target: str) -> PosixProcess:
         """See `ProcessControl`."""

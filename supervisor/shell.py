@@ -163,6 +163,8 @@ class Shell:
         for name, identity in taken.running.items():
             self._fleet.adopt(name, taken.found[name].incarnation, identity)
             self._listen(name)
+        for name in taken.found.keys() - taken.running.keys():
+            self._fleet.end_rest(name, taken.found[name].incarnation)
         if taken.predecessor is not None:
             self._records.restart(taken.predecessor)
         self._do([Persist()])  # this launcher's own restart, before it does anything that it may die of
