@@ -16,6 +16,7 @@ R = TypeVar("R")
 COMMANDS: Final = {
     "up": "up",
     "down": "down",
+    "ensure": "ensure",
     "ps": "ps",
     "health": "health",
     "logs": "logs",
@@ -30,6 +31,9 @@ COMMANDS: Final = {
     "restart": "control",
     "stop": "control",
     "start": "control",
+    "run": "run",
+    "attach": "attach",
+    "why": "why",
 }
 """Where each command lives: a module beside this one, and in it an attribute of the command's name."""
 

@@ -25,10 +25,7 @@ HISTORY_SHOWN_MAX: Final = 20
 @pass_session
 def restart_status(session: Session, name: str | None) -> None:
     """Show how many restarts each process has left; with NAME, tell the story of its restarts."""
-    arguments = {} if name is None else {"name": name}
-    answer = session.ask_or_absent(EVENT_LOGGER, "restart_status", **arguments)
-    records = _records(session)
-    report = _offline_report(session, records, name, answer) if isinstance(answer, ReliabilityError) else answer
+    report, answer, records = restart_report(session, name)
     processes = report["processes"]
     if name is not None and not processes:
         known = ", ".join(record.name for record in records)
@@ -44,6 +41,26 @@ def restart_status(session: Session, name: str | None) -> None:
         _table(session.output, processes)
     else:
         _story(session, processes[0], next((record for record in records if record.name == name), None))
+
+
+def restart_report(
+    session: Session, name: str | None
+) -> "tuple[dict[str, Any], dict[str, Any] | ReliabilityError, list[LauncherRecord]]":
+    """Return what is known of restarts, how event_logger answered, and what the board holds.
+
+    Raises:
+        ReliabilityError: it answered with an error, or neither it nor its database can be read.
+    """
+    arguments = {} if name is None else {"name": name}
+    answer = session.ask_or_absent(EVENT_LOGGER, "restart_status", **arguments)
+    records = _records(session)
+    report = _offline_report(session, records, name, answer) if isinstance(answer, ReliabilityError) else answer
+    return report, answer, records
+
+
+def undrained_restarts(session: Session, name: str) -> list[dict[str, Any]]:
+    """Return the restarts of `name` that stand in the launcher's journal, newest first: the table may lack them yet."""
+    return _undrained(session.runtime_dir()).get(name, [])
 
 
 def _offline_report(

@@ -46,9 +46,9 @@ def up(session: Session, detach: bool, config: str | None, portable: bool) -> No
         _report(session, reading, 0.0, already_running=True)
         return
     began = session.ports.monotonic()
-    reading = _start(session, command)
+    reading = start_detached(session, command)
     _report(session, reading, session.ports.monotonic() - began, already_running=False)
-    not_ready = [view for view in reading.views if view.state != "ready"]
+    not_ready = [view for view in reading.views if view.state != "ready" and not _rests(view)]
     if not_ready:
         raise _not_whole(not_ready)
 
@@ -119,8 +119,10 @@ class _Log:
         return "\n".join(line for line in lines if line.strip()).strip()
 
 
-def _start(session: Session, command: list[str]) -> BoardReading:
+def start_detached(session: Session, command: list[str]) -> BoardReading:
     """Start a launcher in the background and wait until no process is on its way any more.
+
+    A program that was not asked to run, or has ended, is on no way.
 
     Raises:
         LocalError: it ended, saying why; or time is up.
@@ -139,7 +141,9 @@ def _start(session: Session, command: list[str]) -> BoardReading:
             raise _failure(log, code)
         if reading is None or _launcher(reading) is None:
             return False
-        waiting = [view.name for view in reading.views if view.state not in {"ready", "quarantined"}]
+        waiting = [
+            view.name for view in reading.views if view.state not in {"ready", "quarantined"} and not _rests(view)
+        ]
         session.output.progress(f"Waiting for {', '.join(waiting)} ..." if waiting else "")
         return not waiting
 
@@ -162,6 +166,11 @@ def _spawn(command: list[str], output: BinaryIO) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=os.path.abspath(os.sep), **options
     )
+
+
+def _rests(view: "ProcessView") -> bool:
+    """Tell whether it is a program that need not run: it has ended as it may, or waits for others."""
+    return view.kind == "program" and view.state == "stopped"
 
 
 def _launcher(reading: BoardReading) -> "ProcessView | None":
