@@ -28,7 +28,6 @@ PURE = (
     "actors/watchdog/program_core.py",
     "actors/*/outputs_core.py",
     "actors/runtime/verdict.py",
-    "app/reliability/_cli/why_core.py",
     "actors/runtime/operations.py",
     "actors/runtime/redaction.py",
     "actors/runtime/registration.py",

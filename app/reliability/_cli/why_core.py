@@ -246,7 +246,8 @@ def _present(facts: Facts, duration: Callable[[float], str]) -> list[str]:
         case "stopped" if facts.reason.startswith("waits for"):
             told.append(f"It is not started yet: it {facts.reason}.")
         case "stopped":
-            told.append(f"It is stopped and stays so until `relctl start {facts.name}`.")
+            ended = f" ({facts.reason})" if facts.reason else ""
+            told.append(f"It is stopped{ended} and stays so until `relctl start {facts.name}`.")
         case _:
             told.append("It is not on the liveness board: the system does not run.")
     if facts.restarts_left is not None and facts.restarts_in_period is not None:
