@@ -35,6 +35,8 @@ def read_events(path: str, wanted: EventFilter, *, bytes_max: int = RESULT_BYTES
         LocalError: the pattern is no regular expression.
     """
     with reading(path, READ_S_MAX) as connection:
+        if not _has_table(connection, "events"):
+            return {"events": [], "more": False, "next_seq": None}
         if wanted.grep is not None:
             _load_regexp(connection, wanted.grep)
         if wanted.text is not None:
@@ -111,6 +113,8 @@ def read_restarts(path: str, name: str | None = None) -> dict[str, list[dict[str
     )
     history: dict[str, list[dict[str, Any]]] = {}
     with reading(path, READ_S_MAX) as connection:
+        if not _has_table(connection, "restart_records"):
+            return {}
         for process, timestamp_ms, *values, charged, manual, evidence in connection.execute(
             statement, (name, HISTORY_MAX)
         ):
@@ -152,6 +156,12 @@ def restart_status(
             }
         )
     return {"processes": processes}
+
+
+def _has_table(connection: apsw.Connection, name: str) -> bool:
+    """Tell whether the log has begun: until its first write is through, maybe behind another's lock, it is empty."""
+    statement = "SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = ?"
+    return connection.execute(statement, (name,)).fetchone() is not None
 
 
 def _statement(wanted: EventFilter) -> tuple[str, tuple[object, ...]]:

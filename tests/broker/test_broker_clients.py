@@ -5,7 +5,7 @@ import pytest
 from broker.routing.bounds import WAITERS_MAX
 from protocol import mdp
 from protocol.codec import pack, unpack
-from protocol.limits import DEADLINE_DEFAULT_S, DEADLINE_MS_MAX
+from protocol.limits import DEADLINE_DEFAULT_S, DEADLINE_MS_MAX, WORKER_HEARTBEAT_INTERVAL_S
 from protocol.messages import ReplyHeader, RequestHeader
 from tests.broker.lane_world import World, small
 
@@ -340,7 +340,7 @@ class TestForeign:
         world.say(b"w", mdp.WORKER, mdp.WORKER_DISCONNECT)
         world.ask(service="echo", within_s=100)
         assert world.codes == []
-        world.pass_time(31)
+        world.pass_time(30 + WORKER_HEARTBEAT_INTERVAL_S)  # looked at with every heartbeat
         assert world.codes == ["service_unknown"]
         world.ask(service="echo")
         assert world.codes == ["service_unknown"] * 2

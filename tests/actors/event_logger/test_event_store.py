@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import apsw
 import pytest
 
 from actors.event_logger.journals import JournalDrain
@@ -12,7 +13,7 @@ from actors.event_logger.queries import read_events, read_restarts, restart_stat
 from actors.event_logger.records import Event, EventFilter
 from actors.event_logger.store import SCHEMA, EventStore
 from actors.runtime import journal as journal_module
-from actors.runtime.database import Database, reading
+from actors.runtime.database import APPLICATION_ID, Database, reading
 from actors.runtime.database_problem import DatabaseError, Problem
 from actors.runtime.journal import Journal, new_entry
 from actors.runtime.liveness import LauncherRecord
@@ -281,3 +282,15 @@ def test_restart_status_joins_the_board_and_the_table() -> None:
         ]
     }
     assert [item["name"] for item in restart_status(records, {}, "watchdog")["processes"]] == ["watchdog"]
+
+
+def test_a_log_that_has_not_begun_reads_as_empty(tmp_path: Path) -> None:
+    path = tmp_path / "reliability.db"
+    connection = apsw.Connection(str(path))
+    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    connection.execute("CREATE TABLE checkpoints (x)")  # another owner's first write came before ours
+    connection.close()
+    nothing = {"events": [], "more": False, "next_seq": None}
+    assert read_events(str(path), EventFilter()) == nothing
+    assert read_events(str(path), EventFilter(text="x")) == nothing
+    assert read_restarts(str(path)) == {}
