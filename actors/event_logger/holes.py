@@ -5,6 +5,7 @@ import sys
 from functools import lru_cache
 from typing import Any, Final
 
+from actors.runtime.read_at import read_at
 from protocol.limits import KIB, MIB
 
 BLOCK_BYTES: Final = 4 * KIB
@@ -36,16 +37,6 @@ def punch(descriptor: int, length: int) -> bool:
     return True
 
 
-def data_from(descriptor: int, offset: int) -> int:
-    """Return where the first data at or after `offset` lies; `offset` itself where the system does not say."""
-    if not hasattr(os, "SEEK_DATA"):
-        return offset
-    try:
-        return max(offset, os.lseek(descriptor, offset, os.SEEK_DATA))
-    except OSError:  # nothing but a hole up to the end, or a file system that knows none
-        return offset
-
-
 def truncate(path: str, kept: str, length: int) -> int:
     """Make the file at `path` begin anew, its last `length` bytes copied to `kept`; returns how long it was.
 
@@ -60,7 +51,7 @@ def truncate(path: str, kept: str, length: int) -> int:
         position, copied = max(0, size - length), 0
         with open(temporary, "wb", buffering=0, opener=_open_private) as copy:
             while copied < 2 * length:  # a writer that is faster than this copy does not hold it up for ever
-                part = os.pread(file.fileno(), _COPY_BYTES, position)
+                part = read_at(file.fileno(), _COPY_BYTES, position)
                 if not part:
                     break
                 position += len(part)

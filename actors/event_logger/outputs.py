@@ -117,8 +117,10 @@ class Outputs:
         else:
             self._read()
 
-    def _load(self) -> list[OutputPosition]:
-        return self._store.write(read_positions, ATTEMPT_PATIENCE_S)
+    def _load(self) -> list[OutputPosition] | None:
+        """Return how far outputs were read; None if there is none, so that no thread need be begun for it."""
+        positions = self._store.write(read_positions, ATTEMPT_PATIENCE_S)
+        return positions if positions or self._reader.has_any else None
 
     def _on_loaded(self, outcome: Any) -> None:
         self._phase = Phase.IDLE
@@ -126,8 +128,10 @@ class Outputs:
             self._failed()
         elif isinstance(outcome, Exception):
             raise outcome
+        elif outcome is None and not self._caps:
+            self._looked, self._ended = True, self._stop_by is not None
         else:
-            positions: list[OutputPosition] = outcome
+            positions: list[OutputPosition] = outcome or []
             self._known = {(item.program, item.inode): item.total for item in positions}
             self._read(positions=positions)
 

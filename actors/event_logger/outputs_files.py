@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from actors.event_logger.core import BATCH_BYTES_MAX, BATCH_EVENTS_MAX, PublishBudget
-from actors.event_logger.holes import BLOCK_BYTES, data_from, punch, truncate
+from actors.event_logger.holes import BLOCK_BYTES, punch, truncate
 from actors.event_logger.outputs_core import (
     BURST_S,
     MARK_BYTES,
@@ -26,6 +26,7 @@ from actors.event_logger.outputs_core import (
 )
 from actors.event_logger.records import EVENT_ID_BYTES, Event
 from actors.runtime.programs import OUTPUT_DIR, OUTPUT_FILE, OUTPUTS_KEPT, ProgramSpec, is_program_name
+from actors.runtime.read_at import data_from, read_at
 from protocol.limits import MIB
 from protocol.severity import Severity
 
@@ -137,6 +138,11 @@ class OutputReader:
         self._programs: dict[str, _Program] = {}
         self._turn = 0
 
+    @property
+    def has_any(self) -> bool:
+        """Whether any program ever wrote here."""
+        return os.path.isdir(self._directory)
+
     def restore(self, positions: Iterable[OutputPosition]) -> None:
         """Go on from stored positions, and from nothing else."""
         self.close()
@@ -222,7 +228,7 @@ class OutputReader:
                 cutter.jump(min(begin, file.size))
                 program.changed.add(file.inode)
                 continue
-            data = os.pread(descriptor, min(SLICE_BYTES, file.size - cutter.offset), cutter.offset)
+            data = read_at(descriptor, min(SLICE_BYTES, file.size - cutter.offset), cutter.offset)
             if not data:
                 break
             count, room = data.count(b"\n"), taken.room
@@ -308,7 +314,7 @@ class OutputReader:
             program.recognized.add(file.inode)
             if known is not None and 0 < known.offset <= file.size:
                 start = max(0, known.offset - MARK_BYTES)
-                if not known.is_continued_by(os.pread(descriptor, known.offset - start, start)):
+                if not known.is_continued_by(read_at(descriptor, known.offset - start, start)):
                     program.lives.forget(file.inode)
         return program.lives.meet(file.inode, file.rank, file.size)
 

@@ -90,6 +90,14 @@ def test_survivors_are_given_their_time_and_relied_upon_no_longer(relctl: Relctl
     assert len(starts) == 1
 
 
+def test_a_launcher_that_died_too_often_is_left_to_its_budget(relctl: Relctl, starts: list[list[str]]) -> None:
+    relctl.place_all()
+    relctl.place(0, "launcher", pid=0, retry_at_ms=int((relctl.ports.now + 600) * 1000))
+    refused = relctl("ensure")
+    assert (refused.code, starts) == (1, [])
+    assert "tried again in 10 min" in refused.err
+
+
 def test_a_launcher_that_moves_again_while_it_is_watched_is_left_alone(
     relctl: Relctl, starts: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -87,6 +87,12 @@ def test_a_dump_that_says_nothing_is_not_told(stacks: str) -> None:
     assert stands_at(stacks) == []
 
 
+def test_a_program_without_python_stacks_shows_what_its_threads_did() -> None:
+    threads = [{"state": "S", "waits_in": "futex_do_wait"}] * 3 + [{"state": "R", "waits_in": ""}]
+    told = story("hung: stuck in a loop", evidence={"threads": threads, "threads_count": 4, "stacks": ""})
+    assert told.doing == ["Of its 4 threads: 3 asleep in futex_do_wait, 1 busy."]
+
+
 def test_what_cannot_have_led_to_it_is_not_connected_with_it() -> None:
     told = story(
         "exited with code 2",

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from app.reliability._cli.commands import RelctlCommand, pass_session
+from app.reliability._cli.output import duration
 from app.reliability._cli.session import Session
 from protocol.errors import ErrorCode, LocalError
 
@@ -56,14 +57,14 @@ class Finding:
         launcher: who it is, if it exists.
         tick: turns of its loop.
         hang_timeout_s: its own.
-        others: how many other processes of the system exist.
+        retry_in_s: until its own budget allows a launcher that died to be started again; 0 if it does.
     """
 
     condition: Condition
     launcher: "ProcessIdentity | None" = None
     tick: int = 0
     hang_timeout_s: float = _HANG_TIMEOUT_S
-    others: int = 0
+    retry_in_s: float = 0.0
 
 
 @click.command(cls=RelctlCommand, short_help="Start the system if it should run and does not; for cron.")
@@ -112,11 +113,13 @@ def look(session: Session) -> Finding:
     board = session.board()
     if board is None:
         return Finding(Condition.STOPPED if _is_marked(session) else Condition.MISSING)
-    launcher, tick, hang_timeout_s, others, turning = None, 0, _HANG_TIMEOUT_S, 0, False
+    launcher, tick, hang_timeout_s, retry_in_s, turning = None, 0, _HANG_TIMEOUT_S, 0.0, False
     now_ms = session.now_ms()
     with board:
         stopping = board.stopping
         for slot, record in board.occupied():
+            if slot.number == LAUNCHER_SLOT:
+                retry_in_s = max(0, record.retry_at_ms - now_ms) / 1000
             identity = ProcessIdentity(record.pid, record.start_time, board.boot_id)
             if not record.pid or record.kind == ProcessKind.PROGRAM or not identity.is_running():
                 continue
@@ -127,7 +130,6 @@ def look(session: Session) -> Finding:
                 if turns and not stopping:
                     return Finding(Condition.RUNNING, identity)
             else:
-                others += 1
                 turning |= turns
     if stopping or _is_marked(session):
         condition = Condition.STOPPED
@@ -135,7 +137,7 @@ def look(session: Session) -> Finding:
         condition = Condition.RECOVERING
     else:
         condition = Condition.FROZEN if launcher else Condition.MISSING
-    return Finding(condition, launcher, tick, hang_timeout_s, others)
+    return Finding(condition, launcher, tick, hang_timeout_s, retry_in_s)
 
 
 def _is_marked(session: Session) -> bool:
@@ -174,6 +176,9 @@ def _act(session: Session, finding: Finding, words: list[str]) -> None:
 
 def _await_recovery(session: Session, finding: Finding) -> bool:
     patience_s = 2 * finding.hang_timeout_s + RECOVERY_S
+    if finding.retry_in_s > patience_s:
+        message = f"the launcher has died too often; it is tried again in {duration(finding.retry_in_s)}"
+        raise LocalError(ErrorCode.FAILED, message, "`relctl up --detach` starts it now; see `relctl logs launcher`.")
     return session.wait_until(lambda: look(session).condition is Condition.RUNNING, patience_s, _INTERVAL_S)
 
 

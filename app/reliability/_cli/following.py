@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from actors.runtime.programs import OUTPUTS_KEPT
+from actors.runtime.read_at import data_from, read_at
 
 SLICE_BYTES: Final = 1 << 20
 _BACK_BYTES: Final = 64 * 1024
@@ -79,8 +80,8 @@ class Follower:
             size = os.fstat(self._descriptor).st_size
             if size < self._offset:  # it was cut, and begins anew
                 self._offset = 0
-            offset = _data_from(self._descriptor, self._offset)
-            data = os.pread(self._descriptor, SLICE_BYTES, offset)
+            offset = data_from(self._descriptor, self._offset)
+            data = read_at(self._descriptor, SLICE_BYTES, offset)
             if not data:
                 return
             self._offset = offset + len(data)
@@ -123,7 +124,7 @@ def _tail(descriptor: int, size: int, count: int) -> list[bytes]:
         return []
     while begin > 0 and data[:-1].count(b"\n") < count:
         length = min(_BACK_BYTES, begin)
-        part = os.pread(descriptor, length, begin - length)
+        part = read_at(descriptor, length, begin - length)
         begin -= length
         if not any(part):  # the disk of what is older was given back
             break
@@ -131,12 +132,3 @@ def _tail(descriptor: int, size: int, count: int) -> list[bytes]:
     parts = data.split(b"\n")
     lines = [part + b"\n" for part in parts[:-1]] + ([parts[-1]] if parts[-1] else [])
     return lines[-count:]
-
-
-def _data_from(descriptor: int, offset: int) -> int:
-    if not hasattr(os, "SEEK_DATA"):
-        return offset
-    try:
-        return max(offset, os.lseek(descriptor, offset, os.SEEK_DATA))
-    except OSError:
-        return offset

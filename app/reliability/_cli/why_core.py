@@ -5,6 +5,7 @@ else went wrong in the same minute, with the connection where one is known (`_LI
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -52,6 +53,13 @@ _SIGNALS: Final = {
     "SIGILL": "it ran into an instruction that this processor does not have",
     "SIGFPE": "it divided by zero, or calculated something else that is impossible",
     "SIGXFSZ": "it wrote a file beyond the size that is allowed",
+}
+_STATES: Final = {
+    "R": "busy",
+    "S": "asleep",
+    "D": "waiting for a device",
+    "T": "stopped by a signal",
+    "t": "stopped by a debugger",
 }
 _CODES: Final = {
     126: "its command could not be executed",
@@ -174,6 +182,22 @@ def stands_at(stacks: str) -> list[str]:
     return told
 
 
+def threads_of(evidence: dict[str, Any]) -> list[str]:
+    """Return a sentence on what the system saw of the threads of a program that has no Python stacks to show."""
+    threads = evidence.get("threads")
+    if not isinstance(threads, list) or not threads:
+        return []
+    groups: Counter[tuple[str, str]] = Counter()
+    for thread in threads:
+        groups[str(thread.get("state")), str(thread.get("waits_in") or "")] += 1
+    told = []
+    for (state, waits_in), count in groups.most_common(THREADS_TOLD_MAX):
+        where = f" in {waits_in}" if waits_in and state in "SD" else ""
+        told.append(f"{count} {_STATES.get(state, f'in state {state}')}{where}")
+    total = evidence.get("threads_count") or len(threads)
+    return [f"Of its {total} thread{'' if total == 1 else 's'}: {', '.join(told)}."]
+
+
 def _place(frame: re.Match[str]) -> str:
     return f"{frame['function']} ({frame['file']}, line {frame['line']})"
 
@@ -208,7 +232,8 @@ def _why(facts: Facts, duration: Callable[[float], str]) -> list[str]:
 
 
 def _doing(facts: Facts) -> list[str]:
-    told = stands_at(str((facts.evidence or {}).get("stacks") or ""))
+    evidence = facts.evidence or {}
+    told = stands_at(str(evidence.get("stacks") or "")) or threads_of(evidence)
     words = [line for line in facts.last_words if line.strip()][-LAST_WORDS_MAX:]
     if words:
         told.append("Its last words: " + " / ".join(words))

@@ -344,6 +344,24 @@ def test_output_becomes_events_of_the_program(make: Callable[..., Harness], tmp_
     assert logger.actor.status()["outputs"]["lines"] == 3
 
 
+def test_where_no_program_ever_ran_no_thread_is_begun(tmp_path: Path) -> None:
+    (tmp_path / "journal").mkdir()
+    board = Board.create(str(tmp_path / "board"))
+    settings, before = EventLoggerConfig(), set(threading.enumerate())  # those of other tests are daemons
+    logger = Harness(
+        EventLogger(str(tmp_path / "reliability.db"), str(tmp_path / "journal"), board, settings, lambda: 0)
+    )
+    logger.until(lambda: logger.worker.idle and logger.actor.status()["outputs"]["phase"] == "idle")
+    for _ in range(20):
+        logger.turn()
+    assert not any("outputs" in thread.name for thread in set(threading.enumerate()) - before)
+    Program(tmp_path).write(b"hello\n")
+    save(str(tmp_path), [ProgramSpec("api", ("x",), "/")], {"api": 16})
+    logger.until(lambda: len(events_of(tmp_path)) == 1)
+    logger.stop()
+    board.close()
+
+
 def test_a_disk_that_stalls_under_an_output_holds_up_nobody(
     make: Callable[..., Harness], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
