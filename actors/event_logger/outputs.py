@@ -216,6 +216,15 @@ class Outputs:
         """Try again later, or leave it to the next life."""
         self._ended = self._stop_by is not None
         self._again_at = self._context.now() + RETRY_S
+        if not self._ended:  # a full disk must not be made fuller by what waits
+            self._phase = Phase.READING
+            trim = partial(self._reader.trim, dict(self._caps))
+            self._worker.submit(trim, on_done=self._on_trimmed, what="give back the disk of old output")
+
+    def _on_trimmed(self, outcome: Any) -> None:
+        self._phase = Phase.IDLE
+        if isinstance(outcome, Exception) and not isinstance(outcome, OSError):
+            raise outcome
 
     # --- small things ---
 

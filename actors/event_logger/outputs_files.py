@@ -179,6 +179,18 @@ class OutputReader:
         self._drop_programs(set(names), taken)
         return taken
 
+    def trim(self, caps: Mapping[str, int]) -> None:
+        """Cut what is longer than its cap and read nothing, while what was read cannot be committed.
+
+        Raises:
+            OSError: the disk failed.
+        """
+        for name in self._names():
+            program = self._program(name)
+            for file in self._files(name):
+                if self._meet(program, file) is not None:
+                    self._keep_small(program, file, caps.get(name, _CAP_BYTES))
+
     # --- one program ---
 
     def _read_program(self, program: _Program, cap: int, taken: Taken, *, last: bool) -> None:

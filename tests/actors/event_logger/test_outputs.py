@@ -14,14 +14,15 @@ from typing import Any
 
 import pytest
 
-from actors.event_logger import outputs_files
+from actors.event_logger import outputs, outputs_files
 from actors.event_logger.actor import EventLogger
 from actors.event_logger.config import EventLoggerConfig
 from actors.event_logger.outputs_core import UNFINISHED_S, OutputPosition
 from actors.event_logger.outputs_files import OutputReader, Taken
 from actors.event_logger.queries import read_events
 from actors.event_logger.records import EventFilter
-from actors.runtime.database_problem import DatabaseError
+from actors.event_logger.store import EventStore
+from actors.runtime.database_problem import DatabaseError, Problem
 from actors.runtime.liveness import Board
 from actors.runtime.programs import ProgramSpec, output_path, save
 from protocol.limits import KIB, MIB
@@ -385,6 +386,39 @@ def test_a_disk_that_stalls_under_an_output_holds_up_nobody(
     assert time.monotonic() - began < 3.0
     assert len(events_of(tmp_path)) == 20
     go_on.set()
+
+
+def test_the_disk_is_given_back_also_while_nothing_can_be_committed(
+    make: Callable[..., Harness], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outputs_files, "BACKLOG_BYTES", MIB)
+    monkeypatch.setattr(outputs, "RETRY_S", 0.02)
+    full = [True]
+    original = EventStore.write
+
+    def write(self: EventStore, work: Any, patience_s: float) -> Any:
+        if full[0] and getattr(work, "func", None) is outputs.take_in:
+            raise DatabaseError(Problem.FULL, self.database.path)
+        return original(self, work, patience_s)
+
+    monkeypatch.setattr(EventStore, "write", write)
+    save(str(tmp_path), [ProgramSpec("api", ("x",), "/", output_bytes_max=64 * KIB)], {"api": 16})
+    logger, api = make(output_lines_per_second_max=100_000.0), Program(tmp_path)
+    api.write(b"first\n")
+    logger.until(lambda: any(event_type == "database_unavailable" for _, event_type, _ in logger.logged))
+    for number in range(8000):
+        api.write(b"%06d %s\n" % (number, b"x" * 993))
+        if number % 100 == 99:
+            logger.turn()
+    logger.until(lambda: api.allocated <= 64 * KIB + MIB + 64 * KIB)
+    full[0] = False
+    logger.until(lambda: any(event["message"].startswith("007999") for event in events_of(tmp_path)))
+    logger.stop()
+    found = events_of(tmp_path, component="api")
+    assert found[0]["message"] == "first"
+    told = sum(len(event["message"]) + 1 for event in found if event["event_type"] == "output")
+    skipped = sum(event["attributes"]["bytes"] for event in found if event["event_type"] == "output_skipped")
+    assert told + skipped == 8000 * 1001 + 6
 
 
 def test_a_life_that_was_frozen_takes_nothing_in_twice(make: Callable[..., Harness], tmp_path: Path) -> None:
