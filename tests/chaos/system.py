@@ -17,6 +17,7 @@ from actors.runtime import paths
 from actors.runtime.control_client import call_launcher
 from actors.runtime.identity import ProcessIdentity, boot_id, start_time_of
 from actors.runtime.liveness import Board, BoardError
+from actors.runtime.programs import PROGRAM_VARIABLE
 from app.reliability.client import Client
 from launcher import definitions
 from protocol.errors import ReliabilityError
@@ -26,6 +27,7 @@ PROCESSES = ("launcher", *(definition.name for definition in definitions()))
 SERVICES = PROCESSES[1:]
 MANY_RESTARTS = "restart_max = 10000\n"
 START_TIMEOUT_S = 20.0
+_PROGRAM = f"{PROGRAM_VARIABLE}=".encode()
 
 
 class Timeout(AssertionError):
@@ -158,25 +160,37 @@ class System:
         )
 
     def processes(self) -> list[int]:
-        """Every process that has this system's board mapped: none can hide by changing its name or parent."""
-        needle = str(self.runtime_parent).encode()
+        """Every process that has this system's board mapped, and its programs: none can hide by its name or parent."""
+        board = str(self.runtime_parent).encode()
+        told = f"{paths.DATA_DIR_VARIABLE}={os.path.realpath(self.data_dir)}".encode()
         found = []
         for entry in os.listdir("/proc"):
             if entry.isdigit() and int(entry) != os.getpid():
                 try:
                     maps = Path("/proc", entry, "maps").read_bytes()
+                    variables = Path("/proc", entry, "environ").read_bytes().split(b"\0")
                 except OSError:
                     continue
-                if needle in maps:
+                is_program = told in variables and any(item.startswith(_PROGRAM) for item in variables)
+                if board in maps or is_program:
                     found.append(int(entry))
         return found
+
+    def _on_board(self) -> list[ProcessIdentity]:
+        """Whoever the board tells of: a program that writes its title over its environment shows there alone."""
+        try:
+            found = [slot.current_identity() for slot, _ in self.board.occupied()]
+        except (OSError, BoardError, ReliabilityError):
+            return []
+        return [identity for identity in found if identity is not None]
 
     def destroy(self) -> list[int]:
         """End whatever still runs, remove the directories; return the pids that had to be killed."""
         self.client.close()
         left = []
+        known = self._on_board()
         for _ in range(50):
-            remaining = self.processes()
+            remaining = list(dict.fromkeys(self.processes() + [who.pid for who in known if not gone(who)]))
             if not remaining:
                 break
             left += [pid for pid in remaining if pid not in left]
