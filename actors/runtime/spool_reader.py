@@ -100,7 +100,7 @@ class SpoolReader:
         sizes = sizes_in(self._directory)
         self._progress = {name: found for name, found in self._progress.items() if name in sizes}
         for name in sorted(sizes):
-            if bytes_max <= 0:
+            if entries and bytes_max <= 0:
                 break
             try:
                 found, read_bytes = self._read_file(name, bytes_max)

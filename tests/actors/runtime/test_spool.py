@@ -210,6 +210,18 @@ def test_a_torn_tail_is_passed_over_wherever_it_is_torn(data: str, writer: Spool
         assert files(data) == []
 
 
+def test_a_torn_tail_larger_than_a_read_does_not_hide_the_files_behind_it(
+    data: str, writer: SpoolWriter, reader: SpoolReader
+) -> None:
+    put(writer, 1, size=3 * PIECE)
+    writer.close()
+    path = files(data)[0]
+    os.truncate(path, path.stat().st_size - 1)
+    put(writer, 2)
+    assert len(files(data)) == 2
+    assert numbers(reader.read(PIECE)) == [2]
+
+
 def test_a_tail_that_is_still_being_written_is_waited_for(data: str, writer: SpoolWriter, reader: SpoolReader) -> None:
     put(writer, 1)
     put(writer, 2)
