@@ -178,6 +178,8 @@ class System:
 
     def _on_board(self) -> list[ProcessIdentity]:
         """Whoever the board tells of: a program that writes its title over its environment shows there alone."""
+        if paths.read_run_info(str(self.data_dir)) is None:
+            return []  # never came up
         try:
             found = [slot.current_identity() for slot, _ in self.board.occupied()]
         except (OSError, BoardError, ReliabilityError):
