@@ -31,7 +31,7 @@ from actors.runtime.paths import Curve, RunInfo
 from actors.runtime.transport import Lane, Transport, local_endpoints, new_curve_keys
 
 ROOT = Path(__file__).parents[1]
-PATIENCE_S = 10.0
+PATIENCE_S = 30.0
 """How long a test waits for something that should come at once."""
 SHOP = ("-m", "tests.shop")
 """What Python runs to be the actor of `tests.shop`."""

@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(90)]
 EMITTERS = 3
 KILLS = 8
 SEED = int(os.environ.get("RELCTL_TEST_SEED", random.randrange(10**6)))
-PATIENCE_S = 15.0
+PATIENCE_S = 30.0
 
 
 class Emitters:

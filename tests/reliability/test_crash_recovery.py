@@ -359,7 +359,7 @@ def test_recovery_falls_back_past_damage_and_says_so(system: System) -> None:
         assert [seq for seq, _ in manager.last_recovery.skipped] == [3]
         files[1].unlink()
         assert await manager.recover_from_crash() == states[0]
-        wait_until(lambda: "checkpoint_damaged" in system.relctl("--json", "logs", "checkpointer").stdout, 5, "told")
+        wait_until(lambda: "checkpoint_damaged" in system.relctl("--json", "logs", "checkpointer").stdout, 20, "told")
         await manager.stop()
 
     run(main())
@@ -409,7 +409,7 @@ def freeze_in_a_transaction(system: System) -> int:
     while time.monotonic() < give_up:
         if write_lock_holder(path) == pid:
             os.kill(pid, signal.SIGSTOP)
-            wait_until(lambda: is_stopped(pid), 5, "stopped")
+            wait_until(lambda: is_stopped(pid), 20, "stopped")
             if write_lock_holder(path) == pid:
                 return pid
             os.kill(pid, signal.SIGCONT)

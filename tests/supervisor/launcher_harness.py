@@ -19,7 +19,7 @@ from actors.runtime.signalling import signaller
 from supervisor.port import child_environment
 
 NAMES = ("one", "two")
-PATIENCE_S = 15.0
+PATIENCE_S = 30.0
 CONFIG = "[supervision]\nhang_timeout_s = 1.0\nstart_timeout_s = 3.0\nstop_timeout_s = 1.0\ntick_s = 0.1\n"
 NOT_THERE = (OSError, BoardError, AssertionError)
 

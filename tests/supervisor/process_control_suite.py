@@ -23,7 +23,7 @@ from tests.supervisor.supervised_dummy import open_files, told
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="pidfds and /proc")
 DUMMY = "tests.supervisor.supervised_dummy"
-PATIENCE_S = 10.0
+PATIENCE_S = 30.0
 
 
 Told = TypeVar("Told")
