@@ -419,10 +419,10 @@ class Supervisor:
     def _adopt(self, child: Child, found: Found, now: float) -> list[Effect]:
         child.reason = found.reason
         child.since = found.since
-        owing = found.state is State.STARTING and not found.had_process and child.paid == found.incarnation
+        owing = found.state is State.STARTING and not found.had_process and child.paid >= found.incarnation
         effects: list[Effect] = []
         if owing or child.paid > found.incarnation:
-            # The predecessor died after it had paid for a start and before it made it: whoever makes it pays then.
+            # A predecessor died after it had paid for a start, and before it made or even showed it: who makes it pays.
             child.charges, child.paid = child.charges[:-1], 0
             effects.append(
                 Persist()

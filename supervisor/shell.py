@@ -56,6 +56,7 @@ from supervisor.settings import Settings
 from supervisor.signals import Signals
 from supervisor.slots import record_of_launcher
 from supervisor.takeover import Takeover, take_over
+from supervisor.upward import Standing, upward_of
 from supervisor.watch import Watch
 
 READINESS_POLL_S: Final = 0.005
@@ -67,6 +68,8 @@ EXIT_POLL_S: Final = 0.1
 SHOW_INTERVAL_S: Final = 5.0
 """How often the board is brought up to date when nothing happens: restarts age out of the period."""
 LATE_TURN_TICKS: Final = 3.0
+AT_REST: Final = frozenset({State.READY, State.QUARANTINED, State.STOPPED})
+"""The states of a process that is on no way: waiting longer would not make the system any more ready."""
 FAREWELL_S: Final = 2.0
 """How long the last durable copies may take before the launcher leaves without them."""
 
@@ -102,6 +105,7 @@ class Shell:
         self._fleet = Fleet(settings, ground, control, self._selector)
         self._notify = Notifications(ground.runtime_dir, self._selector, self._fleet.life, self._heard)
         self._watch = Watch(settings, ground)
+        self._upward = upward_of(os.environ, os.getpid(), successor=settings.successor)
         self._slot = ground.board.slots[LAUNCHER_SLOT]
         self._board_file = _file_identity(ground.board.path)
         self._identity = own_identity()
@@ -192,6 +196,8 @@ class Shell:
             self._tick(now)
         self._do(self._core.turn(now))
         self._show(now)
+        if self._upward is not None:
+            self._upward.turn(now, self._standing())
         calm = now >= self._calm_at and not self._is_starting()
         self._copies.poll(hurried=not calm)
         if calm and self._core.phase is Phase.RUNNING:
@@ -458,6 +464,13 @@ class Shell:
         if self._slot.launcher.read() != record:
             self._slot.launcher.write(record)
 
+    def _standing(self) -> Standing:
+        own = [child.state for child in self._core.children.values() if not child.spec.gentle]
+        stopping = self._core.phase is not Phase.RUNNING
+        count = f"{1 + own.count(State.READY)} of {1 + len(own)} processes ready"
+        whole = all(state in AT_REST for state in own)
+        return Standing(whole, stopping, "stopping" if stopping else count)
+
     def _about(self, now: float) -> dict[str, Any]:
         return {
             "name": LAUNCHER,
@@ -507,6 +520,8 @@ class Shell:
             until = min(until, deadline)
         if self._fleet.needs_polling:
             until = min(until, now + EXIT_POLL_S)
+        if self._upward is not None:
+            until = min(until, self._upward.due_at)
         if self._is_starting():
             until = min(until, now + READINESS_POLL_S)
         elif now < self._calm_at:

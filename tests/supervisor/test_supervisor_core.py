@@ -464,6 +464,12 @@ def test_a_start_that_was_paid_and_is_not_even_on_the_board_is_paid_when_it_is_m
     assert core.children["a"].charges == (990.0, 1000.0)
 
 
+def test_a_start_that_two_launchers_paid_in_turn_and_neither_made_is_paid_when_it_is_made() -> None:
+    core, effects = adopted(Found(State.STARTING, 5), incarnation=6, charges=(990.0, 999.0), paid=6)
+    assert acts(effects) == [Spawn("a", 7)]
+    assert core.children["a"].charges == (990.0, 1000.0)
+
+
 def test_a_start_that_nobody_had_to_pay_is_made_up_for_free() -> None:
     core, effects = adopted(Found(State.STARTING, 5), charges=(990.0,), paid=3)
     assert acts(effects) == [Spawn("a", 6)]
