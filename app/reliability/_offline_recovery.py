@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any, Final
 
 from protocol.errors import ErrorCode, LocalError
@@ -12,14 +13,19 @@ from protocol.errors import ErrorCode, LocalError
 _OFFLINE: Final = "actors.checkpointer.offline"
 
 
-def read_offline(data_dir: str, name: str, run: str | None, end: float) -> tuple[dict[str, Any], bytes]:
+def read_offline(data_dir: str, words: Sequence[str], end: float) -> tuple[dict[str, Any], bytes]:
     """Have a child read the files: an application never opens our database in its own process.
+
+    Args:
+        data_dir: the system's.
+        words: what is asked, a name, and more, as `actors.checkpointer.offline` has it.
+        end: monotonic time by which it has to have answered.
 
     Raises:
         LocalError: it did not manage, or not until monotonic time `end`.
     """
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
-    command = [sys.executable, "-P", "-m", _OFFLINE, data_dir, "recover", name, *([run] if run else [])]
+    command = [sys.executable, "-P", "-m", _OFFLINE, data_dir, *words]
     search = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     try:
         done = subprocess.run(

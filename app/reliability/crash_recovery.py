@@ -159,6 +159,16 @@ class CrashRecoveryManager:
         """Have `callback`, a function or coroutine function, return the state for each automatic checkpoint."""
         self._callback = callback
 
+    @property
+    def callback(self) -> StateCallback | None:
+        """What returns the state for each automatic checkpoint."""
+        return self._callback
+
+    @property
+    def has_state(self) -> bool:
+        """Whether there is a state to keep without one being handed over."""
+        return self._callback is not None or self._state is not _MISSING
+
     async def start(self, *, timeout: float = TIMEOUT_DEFAULT_S) -> None:
         """Begin a run of this application, and automatic checkpoints. To start twice is to start once.
 
@@ -188,13 +198,48 @@ class CrashRecoveryManager:
             state = await self._present_state()
         else:
             self._state = state
-        payload = encode(state)
+        return await self.keep(encode(state), timeout=timeout)
+
+    async def keep(self, payload: bytes, *, timeout: float = TIMEOUT_DEFAULT_S) -> Checkpoint:
+        """Keep a state that is encoded already, as `create_checkpoint` does, which alone remembers it for later ones.
+
+        Raises:
+            NotDurable, RemoteError: as `create_checkpoint`.
+        """
         taken_ms = time.time_ns() // 1_000_000
         async with self._order:
             await self._begin(timeout)
             checkpoint = await self._confirm(payload) or await self._save(payload, taken_ms, timeout)
         self.last_checkpoint = checkpoint
         return checkpoint
+
+    def keep_apart(self, *, state: Any = _MISSING, timeout: float = TIMEOUT_DEFAULT_S) -> bool:
+        """Keep a state from another thread, while the event loop stands still; False if there is none to keep.
+
+        Args:
+            state: without one it is the last one that was handed over.
+            timeout: as of `create_checkpoint`.
+
+        Raises:
+            StateError, NotDurable, RemoteError: as `create_checkpoint`.
+        """
+        state = self._state if state is _MISSING else state
+        if state is _MISSING or not self._begun:
+            return False
+        payload = encode(state)
+        asyncio.run(self._keep_apart(payload, time.time_ns() // 1_000_000, timeout))
+        self._last = None  # what the loop holds for the newest one may not be it any more
+        return True
+
+    async def _keep_apart(self, payload: bytes, taken_ms: int, timeout: float) -> None:
+        arguments = {"name": self.name, "run": self._run, "format": "msgpack", "taken_ms": taken_ms}
+        client = AsyncClient(self._data_dir)
+        calls = CheckpointCalls(self._data_dir, client)
+        try:
+            await calls.durably("save", arguments, (payload,), timeout)
+        finally:
+            await client.close()
+            calls.close()
 
     async def recover_from_crash(self, *, timeout: float = TIMEOUT_DEFAULT_S) -> Any:
         """Return the newest valid state that a crash left, or None.
@@ -205,23 +250,8 @@ class CrashRecoveryManager:
         Raises:
             ReliabilityError: neither the system nor its files could be read.
         """
-        end = time.monotonic() + timeout
         arguments: dict[str, Any] = {"name": self.name, "run": self._run if self._begun else None}
-        offline = False
-        try:
-            answer, raw = await self._client.call_raw(
-                CHECKPOINTER, "recover", lane=Lane.BULK, timeout=min(RECOVERY_ANSWER_S, timeout / 2), **arguments
-            )
-            payload = raw[0] if raw else b""
-        except ReliabilityError as error:
-            if error.code not in SPOOLED_CODES:
-                raise
-            offline = True
-            run = self._run.hex() if self._begun else None
-            try:
-                answer, payload = await asyncio.to_thread(read_offline, self._data_dir, self.name, run, end)
-            except ReliabilityError as trouble:
-                raise trouble from error
+        answer, payload, offline = await self._read("recover", arguments, timeout)
         found = answer["checkpoint"]
         skipped = tuple((item["seq"], item["problem"]) for item in answer["skipped"])
         self.last_recovery = Recovery(
@@ -229,9 +259,16 @@ class CrashRecoveryManager:
         )
         if offline:
             await asyncio.to_thread(self._tell, self.last_recovery)
-        if found is None:
-            return None
-        return payload if found["format"] == "bytes" else decode(payload)
+        return _state_of(found, payload)
+
+    async def newest_state(self, *, timeout: float = TIMEOUT_DEFAULT_S) -> Any:
+        """Return the newest valid state of this name, however its run ended; None if there never was one.
+
+        Raises:
+            ReliabilityError: neither the system nor its files could be read.
+        """
+        answer, payload, _ = await self._read("show", {"name": self.name}, timeout)
+        return _state_of(answer["checkpoint"], payload)
 
     async def stop(self, *, timeout: float = TIMEOUT_DEFAULT_S) -> None:
         """End this run well: there will be nothing to recover from. What was saved stays in the history.
@@ -264,6 +301,28 @@ class CrashRecoveryManager:
     ) -> None:
         """Stop, unless an exception leaves: that is a crash."""
         await (self.stop() if kind is None else self.close())
+
+    async def _read(self, op: str, arguments: dict[str, Any], timeout: float) -> tuple[dict[str, Any], bytes, bool]:
+        """Ask for a state, or read it from the files; returns the answer, the payload, and whether it is of the files.
+
+        Raises:
+            ReliabilityError: neither could be read.
+        """
+        end = time.monotonic() + timeout
+        try:
+            answer, raw = await self._client.call_raw(
+                CHECKPOINTER, op, lane=Lane.BULK, timeout=min(RECOVERY_ANSWER_S, timeout / 2), **arguments
+            )
+            return answer, raw[0] if raw else b"", False
+        except ReliabilityError as error:
+            if error.code not in SPOOLED_CODES:
+                raise
+            run = arguments.get("run")
+            words = (op, self.name, run.hex()) if run else (op, self.name)
+            try:
+                return *await asyncio.to_thread(read_offline, self._data_dir, words, end), True
+            except ReliabilityError as trouble:
+                raise trouble from error
 
     async def _end_automatic(self) -> None:
         tasks = [task for task in (self._task, self._confirming) if task is not None and not task.done()]
@@ -358,6 +417,13 @@ class CrashRecoveryManager:
             SpoolWriter(self._data_dir, EVENT_LOGGER).append("emit", request_id, event | {"id": request_id.hex()})
         except ReliabilityError:
             return
+
+
+def _state_of(found: dict[str, Any] | None, payload: bytes) -> Any:
+    """Return the state of a checkpoint that was found; None if none was."""
+    if found is None:
+        return None
+    return payload if found["format"] == "bytes" else decode(payload)
 
 
 def default_name() -> str:

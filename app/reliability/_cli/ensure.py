@@ -16,8 +16,6 @@ Whoever acts holds `DATA/ensure.lock`, so that several checks at once start one 
 """
 
 import os
-from dataclasses import dataclass
-from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -25,6 +23,7 @@ import click
 from app.reliability._cli.commands import RelctlCommand, pass_session
 from app.reliability._cli.output import duration
 from app.reliability._cli.session import Session
+from app.reliability._start import Condition, Finding, look_at
 from protocol.errors import ErrorCode, LocalError
 
 if TYPE_CHECKING:
@@ -34,37 +33,7 @@ START_TIMEOUT_S: Final = 60.0
 RECOVERY_S: Final = 12.0
 """What survivors are given to bring a launcher back, beyond twice the hang timeout."""
 LOCK_FILE: Final = "ensure.lock"
-_HANG_TIMEOUT_S: Final = 5.0
 _INTERVAL_S: Final = 0.1
-
-
-class Condition(StrEnum):
-    """See the module's table, row by row."""
-
-    RUNNING = "running"
-    STOPPED = "stopped"
-    RECOVERING = "recovering"
-    FROZEN = "frozen"
-    MISSING = "missing"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What was found.
-
-    Attributes:
-        condition: one of the table.
-        launcher: who it is, if it exists.
-        tick: turns of its loop.
-        hang_timeout_s: its own.
-        retry_in_s: until its own budget allows a launcher that died to be started again; 0 if it does.
-    """
-
-    condition: Condition
-    launcher: "ProcessIdentity | None" = None
-    tick: int = 0
-    hang_timeout_s: float = _HANG_TIMEOUT_S
-    retry_in_s: float = 0.0
 
 
 @click.command(cls=RelctlCommand, short_help="Start the system if it should run and does not; for cron.")
@@ -107,47 +76,7 @@ def launcher_words(session: Session, config: str | None, command: tuple[str, ...
 
 def look(session: Session) -> Finding:
     """Return which row of the module's table is true now."""
-    from actors.runtime.identity import ProcessIdentity
-    from actors.runtime.liveness import LAUNCHER_SLOT, ProcessKind
-
-    board = session.board()
-    if board is None:
-        return Finding(Condition.STOPPED if _is_marked(session) else Condition.MISSING)
-    launcher, tick, hang_timeout_s, retry_in_s, turning = None, 0, _HANG_TIMEOUT_S, 0.0, False
-    now_ms = session.now_ms()
-    with board:
-        stopping = board.stopping
-        for slot, record in board.occupied():
-            if slot.number == LAUNCHER_SLOT:
-                retry_in_s = max(0, record.retry_at_ms - now_ms) / 1000
-            identity = ProcessIdentity(record.pid, record.start_time, board.boot_id)
-            if not record.pid or record.kind == ProcessKind.PROGRAM or not identity.is_running():
-                continue
-            beat = slot.read_beat()
-            turns = now_ms - beat.tick_ms <= record.hang_timeout_ms
-            if slot.number == LAUNCHER_SLOT:
-                launcher, tick, hang_timeout_s = identity, beat.tick, record.hang_timeout_ms / 1000
-                if turns and not stopping:
-                    return Finding(Condition.RUNNING, identity)
-            else:
-                turning |= turns
-    if stopping or _is_marked(session):
-        condition = Condition.STOPPED
-    elif turning:
-        condition = Condition.RECOVERING
-    else:
-        condition = Condition.FROZEN if launcher else Condition.MISSING
-    return Finding(condition, launcher, tick, hang_timeout_s, retry_in_s)
-
-
-def _is_marked(session: Session) -> bool:
-    """Tell whether a person has stopped the system."""
-    from actors.runtime.paths import STOP_MARKER_FILE
-
-    return any(
-        os.path.exists(os.path.join(directory, STOP_MARKER_FILE))
-        for directory in (session.runtime_dir(), session.data_dir)
-    )
+    return look_at(session.data_dir, session.runtime_dir(), session.now_ms())
 
 
 def _act(session: Session, finding: Finding, words: list[str]) -> None:
