@@ -153,13 +153,13 @@ class WatchdogService:
         Raises:
             RuntimeError: it is another thread.
         """
-        now = time.monotonic()
-        if now < self._beat_at + self._beat_every_s or self._notifier is None or self._stopped:
+        if self._notifier is None or self._stopped:
             return
         if threading.get_ident() != self._thread:
-            raise RuntimeError(
-                "beat() belongs to the thread that does the work, where start() or start_here() was called"
-            )
+            raise RuntimeError("beat() belongs to the thread that does the work, which called start() or start_here()")
+        now = time.monotonic()
+        if now < self._beat_at + self._beat_every_s:
+            return
         self._beat_at = now
         self._notifier.say(*self._message)
 

@@ -18,7 +18,7 @@ from app.reliability._host_core import End, Outcome, outcome_of
 from app.reliability.event_logger import EventLogger
 from app.system_startup import SystemApplication
 from protocol.errors import LocalError, ReliabilityError
-from tests.chaos.system import MANY_RESTARTS, System, running, wait_until
+from tests.chaos.system import MANY_RESTARTS, ROOT, System, running, wait_until
 from tests.reliability.hosts import HANG_TIMEOUT_S, PATIENCE_S, SCRIPTS, UNSAVED, Host, host, launcher, output_of, start
 
 pytestmark = [
@@ -280,3 +280,30 @@ def test_names_are_checked_where_they_are_given() -> None:
 )
 def test_what_follows_from_the_end_of_main(end: End, result: object, number: int, outcome: Outcome) -> None:
     assert outcome_of(end, result, number) == outcome
+
+
+def test_the_example_of_the_readme_does_what_it_says(system: System, tmp_path: Path) -> None:
+    blocks = (ROOT / "README.md").read_text().split("```python\n")[1:]
+    (example,) = [block.split("```")[0] for block in blocks if "SystemApplication" in block]
+    assert len([line for line in example.splitlines() if line.strip()]) <= 10
+
+    def count() -> int:
+        shown = system.relctl("--json", "checkpoint", "show", "notes")
+        return int(json.loads(shown.stdout)["state"]["count"]) if shown.returncode == 0 else 0
+
+    process = start(system, "notes", tmp_path, example)
+    try:
+        wait_until(lambda: system.pid("notes") == process.pid and count() >= 2, PATIENCE_S, "it counts", 0.1)
+        before = count()
+        process.kill()
+        process.wait()
+        wait_until(lambda: system.ready("notes") and count() > before, PATIENCE_S, "it goes on", 0.1)
+        launcher(system, "stop", name="notes")
+        wait_until(lambda: system.state("notes") == "stopped", PATIENCE_S, "it stops")
+        before = count()
+        launcher(system, "start", name="notes")
+        wait_until(lambda: system.ready("notes") and count() > before, PATIENCE_S, "it goes on after a stop", 0.1)
+    finally:
+        launcher(system, "stop", name="notes")
+        process.kill()
+        process.wait()
