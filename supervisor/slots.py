@@ -75,7 +75,7 @@ def how_it_ended(verdict: WatchdogRecord | None, incarnation: int, status: ExitS
         return Exit(f"killed by signal {number} ({_signal_name(number)})", code, number)
     if code is not None:
         return Exit(f"exited with code {code}", code, number)
-    how = "its exit code is unknown, because another launcher had started it" if status else "while no launcher ran"
+    how = "its exit code is unknown, because this launcher had not started it" if status else "while no launcher ran"
     return Exit(f"ended: {how}")
 
 
