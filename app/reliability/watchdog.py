@@ -153,8 +153,8 @@ class WatchdogService:
         Raises:
             RuntimeError: it is another thread.
         """
-        if self._notifier is None or self._stopped:
-            return
+        if self._notifier is None or self._stopped or os.getpid() != self._pid:
+            return  # a forked child has another life, and another loop
         if threading.get_ident() != self._thread:
             raise RuntimeError("beat() belongs to the thread that does the work, which called start() or start_here()")
         now = time.monotonic()

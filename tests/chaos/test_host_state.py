@@ -1,7 +1,7 @@
 """An application killed at random moments: what it has acknowledged is there, and what is there was its state once.
 
 HOST_KILLS says how often (10), HOST_SEED repeats a run. Three clients change documents of their own, one after the
-other; after every death each of them finds either all that was acknowledged to it, or that and the one change under way.
+other; after every death each of them finds either all that was acknowledged to it, or that and the change under way.
 """
 
 import http.client

@@ -177,6 +177,41 @@ def test_a_second_one_of_the_same_name_does_not_run(system: System, tmp_path: Pa
         made.wait_working()
 
 
+@pytest.mark.portable
+@KINDS
+def test_it_survives_on_the_portable_ports_too(tmp_path: Path, kind: str) -> None:
+    with running(portable=True) as system, host(system, "ported", tmp_path, SCRIPTS[kind], by_hand=True) as made:
+        pid, kept = made.pid(), made.kept()
+        os.kill(pid, signal.SIGKILL)
+        made.wait_working(2)
+        assert made.began()[1][2]["count"] >= kept
+        pid = made.pid()
+        made.wait_judged()
+        made.order("hang")
+        wait_until(lambda: system.replaced("ported", pid), PATIENCE_S, "it is replaced")
+        made.wait_working(3)
+        assert made.began()[2][2] == {"count": UNSAVED}
+        system.stop()
+
+
+def test_two_that_find_no_system_start_one(tmp_path: Path) -> None:
+    with running(start=False) as system:
+        hosts = []
+        for name in ("one", "two"):
+            (tmp_path / name).mkdir()
+            hosts.append(Host(system, name, tmp_path / name, start(system, name, tmp_path / name, SCRIPTS["plain"])))
+        try:
+            for made in hosts:
+                wait_until(lambda made=made: made.kept() > 0, PATIENCE_S, f"{made.name}: {output_of(made)}")
+                made.wait_working()
+            system.stop()
+        finally:
+            for made in hosts:
+                if made.process is not None:
+                    made.process.kill()
+                    made.process.wait()
+
+
 def test_a_host_starts_the_system_if_there_is_none(tmp_path: Path) -> None:
     with running(start=False) as system, host(system, "alone", tmp_path, SCRIPTS["async"], by_hand=True) as made:
         assert system.ready("checkpointer")
