@@ -4,13 +4,14 @@ import inspect
 import logging
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from typing import Any, Final
 
 from app.reliability._last_checkpoint import LastCheckpoint
 from app.reliability._notify import VARIABLES
-from app.reliability._start import join_or_start
+from app.reliability._start import Condition, join_or_start, look
 from app.reliability.crash_recovery import CrashRecoveryManager
 from app.reliability.event_logger import EventLogger, ReliabilityHandler
 from app.reliability.watchdog import WatchdogService
@@ -18,6 +19,8 @@ from protocol.errors import ErrorCode, LocalError, ReliabilityError
 
 CALL_S: Final = 10.0
 SHORT_CALL_S: Final = 5.0
+JOIN_INTERVAL_S: Final = 10.0
+"""Between two looks for a system of a host that found none."""
 _TRACEBACK_CHARACTERS_MAX: Final = 8 * 1024
 _log: Final = logging.getLogger("app.system_startup")
 
@@ -55,6 +58,8 @@ class Host:
         self.stop_timeout_s = 0.0
         self.error: BaseException | None = None
         self._data_dir = data_dir
+        self._alone = False
+        self._closed = threading.Event()
 
     def lead_logging(self) -> logging.Handler:
         """Have the host's records become events; where they go now they still go."""
@@ -83,11 +88,37 @@ class Host:
                 name = self.watchdog.name
                 hint = f"`relctl attach {name}` shows its output, `relctl stop {name}` ends it."
                 raise LocalError(ErrorCode.LOCKED, error.message, hint) from None
+            self._alone = True
             said = f"{error.message}. {error.hint}".strip()
             _log.warning("%s runs without supervision; events and checkpoints are spooled: %s", self.name, said)
         self.stop_timeout_s = self.watchdog.stop_timeout_s
         for variable in VARIABLES:  # meant for this process alone: a child's word would be taken for its own
             os.environ.pop(variable, None)
+
+    def join_later(self, beat: Callable[[], None]) -> None:
+        """If there was no system, look for one all the while; once it supervises this process, call `beat`.
+
+        That is called from a thread, and has the host's own loop begin to beat.
+        """
+        if self._alone:
+            threading.Thread(target=self._join_later, args=(beat,), name="relctl-join", daemon=True).start()
+
+    def _join_later(self, beat: Callable[[], None]) -> None:
+        while not self._closed.wait(JOIN_INTERVAL_S):
+            try:
+                if look(self._data_dir).condition is not Condition.RUNNING:
+                    continue
+                self.watchdog.register()
+                beat()
+            except ReliabilityError as error:
+                if error.code != ErrorCode.LOCKED:
+                    continue
+                _log.warning("%s stays without supervision: %s", self.name, error.message)
+            except RuntimeError:  # its loop is closed: it has ended meanwhile
+                return
+            else:
+                _log.warning("%s is supervised from now on", self.name)
+            return
 
     async def begin(self) -> None:
         """Begin a run, and find out what the last one has left."""
@@ -107,11 +138,11 @@ class Host:
             found = self.state if self.state is not None else self.recovery.callback
             return None if inspect.iscoroutinefunction(found) else found
 
-        name = self.watchdog.name or self.name
-        return LastCheckpoint(name, self._data_dir, self.recovery, self.events, callback)
+        return LastCheckpoint(self.watchdog, self._data_dir, self.recovery, self.events, callback)
 
     async def finish(self, *, ends_run: bool) -> None:
         """Let go of everything; with `ends_run` there will be nothing to recover from."""
+        self._closed.set()
         try:
             await (self.recovery.stop(timeout=SHORT_CALL_S) if ends_run else self.recovery.close())
             await self.events.close()

@@ -27,17 +27,19 @@ class AsyncRun:
         self._host = host
         self._task: asyncio.Task[Any] | None = None
         self._cancelled = False
+        self._watching: asyncio.Task[None] | None = None
 
     async def run(self, main: Callable[[], Any]) -> Outcome:
         """Run `main` from recovery to the last checkpoint."""
         host = self._host
-        self.loop = asyncio.get_running_loop()
+        loop = self.loop = asyncio.get_running_loop()
         host.stopping = asyncio.Event()
         if host.state is not None:
             host.recovery.register_callback(host.state)
-        self._hear_signals(self.loop)
+        self._hear_signals(loop)
         await host.begin()
         await self._watch()
+        host.join_later(self._watch_later)
         listener = host.listen()
         end, result = await self._main(main)
         listener.close()
@@ -57,6 +59,15 @@ class AsyncRun:
             await self._host.watchdog.start()
         except ReliabilityError:  # told of when it was to be registered
             return
+
+    def _watch_later(self) -> None:
+        """From another thread."""
+
+        def watch() -> None:
+            self._watching = asyncio.get_running_loop().create_task(self._watch())
+
+        if self.loop is not None:
+            self.loop.call_soon_threadsafe(watch)
 
     async def _main(self, main: Callable[[], Any]) -> tuple[End, Any]:
         host = self._host

@@ -40,6 +40,7 @@ class PlainRun:
         self._keeping: Future[None] | None = None
         self._keep_at = time.monotonic() + host.recovery.interval_s
         self._result: Any = None
+        self._joined = False
 
     def run(self, main: Callable[[], Any]) -> Outcome:
         """Run `main` from recovery to the last checkpoint."""
@@ -51,6 +52,7 @@ class PlainRun:
         try:
             self._call(host.begin())
             self._watch()
+            host.join_later(self._watch_later)
             listener = host.listen()
             end = self._main(main)
             self._ended.set()
@@ -75,6 +77,9 @@ class PlainRun:
     def turn(self) -> None:
         """Take in that the host's own loop turns: beat, and have its state kept beside the work if that is due."""
         host, now = self._host, time.monotonic()
+        if self._joined:
+            self._joined = False
+            self._watch()
         host.watchdog.beat()
         if host.state is None or now < self._keep_at or (self._keeping is not None and not self._keeping.done()):
             return
@@ -99,6 +104,9 @@ class PlainRun:
             self._host.watchdog.start_here()
         except ReliabilityError:  # told of when it was to be registered
             return
+
+    def _watch_later(self) -> None:
+        self._joined = True
 
     def _main(self, main: Callable[[], Any]) -> End:
         host = self._host

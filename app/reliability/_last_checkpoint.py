@@ -1,7 +1,9 @@
-"""The last checkpoint of a host that hangs: about a second before it is judged, the watchdog says so to who listens.
+"""The last checkpoint of a host that hangs: taken about a second before it is judged.
 
-The thread here listens. The host's loop stands still by then, so the state is taken from this thread: by the host's
-own callback, which has a moment for it, else it is the last state that was handed over.
+The watchdog publishes then that it is about to judge (`program.hung`), to which the thread here listens; and as a
+message may be late, or its broker dead, the thread looks itself how long the last beat is ago. The host's loop stands
+still by then, so the state is taken from this thread: by the host's own callback, which has a moment for it, else it is
+the last state that was handed over.
 """
 
 import threading
@@ -12,14 +14,17 @@ from typing import Any, Final
 from app.reliability.client import Client
 from app.reliability.crash_recovery import CrashRecoveryManager
 from app.reliability.event_logger import EventLogger
+from app.reliability.watchdog import WatchdogService
 from protocol.errors import NotDurable, ReliabilityError
 
 HUNG_TOPIC: Final = "program.hung"
 CALLBACK_S: Final = 0.4
 """What the host's callback may take: it may wait for a lock that whoever hangs holds."""
-KEEP_S: Final = 1.0
+KEEP_S: Final = 5.0
+AHEAD_S: Final = 1.0
+"""So long before its time is over the state is taken, whoever else says so."""
 _LOOK_S: Final = 2.0
-_RETRY_S: Final = 1.0
+_LOOK_S_MIN: Final = 0.05
 
 
 class LastCheckpoint:
@@ -27,19 +32,21 @@ class LastCheckpoint:
 
     def __init__(
         self,
-        program: str,
+        watchdog: WatchdogService,
         data_dir: str,
         recovery: CrashRecoveryManager,
         events: EventLogger,
         callback: Callable[[], Callable[[], Any] | None],
     ) -> None:
-        """Listen for the program `program`; `callback` returns what returns its state, if anything does."""
-        self._program = program
+        """Listen for the program of `watchdog`; `callback` returns what returns its state, if anything does."""
+        self._program = watchdog.name or recovery.name
+        self._watchdog = watchdog
         self._data_dir = data_dir
         self._recovery = recovery
         self._events = events
         self._callback = callback
         self._closed = threading.Event()
+        self._kept_of: float | None = None
         threading.Thread(target=self._listen, name="relctl-last-checkpoint", daemon=True).start()
 
     def close(self) -> None:
@@ -52,11 +59,21 @@ class LastCheckpoint:
             try:
                 with client.subscribe(HUNG_TOPIC) as subscription:
                     while not self._closed.is_set():
-                        heard = subscription.receive(_LOOK_S)
-                        if heard is not None and isinstance(heard[1], dict) and heard[1].get("name") == self._program:
-                            self.keep()
-            except ReliabilityError:
-                self._closed.wait(_RETRY_S)  # nothing was ever started here
+                        heard = subscription.receive(self._pause_s())
+                        self._step(heard[1] if heard is not None else None)
+            except ReliabilityError:  # nothing was ever started here
+                self._closed.wait(self._pause_s())
+                self._step(None)
+
+    def _pause_s(self) -> float:
+        return min(_LOOK_S, max(_LOOK_S_MIN, self._watchdog.silence_left_s - AHEAD_S))
+
+    def _step(self, heard: Any) -> None:
+        """Keep the state if that is due, once in a silence."""
+        named = isinstance(heard, dict) and heard.get("name") == self._program
+        if (named or self._watchdog.silence_left_s <= AHEAD_S) and self._kept_of != self._watchdog.beat_at:
+            self._kept_of = self._watchdog.beat_at
+            self.keep()
 
     def keep(self) -> None:
         """Keep the state as well as it can be had now, and tell of it."""

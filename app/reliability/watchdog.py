@@ -64,6 +64,7 @@ class WatchdogService:
 
     Attributes:
         name: of the program; None until `start` for another process that was given none.
+        beat_at: monotonic time of the last beat; minus infinity before the first.
         is_told: the launcher has started it, or one of its parents, as a program.
     """
 
@@ -98,7 +99,7 @@ class WatchdogService:
         self._notifier: Notifier | None = None
         self._message: tuple[str, ...] = ()
         self._beat_every_s = 0.0
-        self._beat_at = float("-inf")
+        self.beat_at = float("-inf")
         self._thread: int | None = None
         self._timer: asyncio.TimerHandle | None = None
 
@@ -107,6 +108,13 @@ class WatchdogService:
         """How long the program has to leave after SIGTERM before it is killed."""
         spec = load(runtime_directory_of(self._data_dir)).get(self.name or "")
         return spec.stop_timeout_s if spec is not None else STOP_TIMEOUT_DEFAULT_S
+
+    @property
+    def silence_left_s(self) -> float:
+        """How long the process may still be silent before it is judged hung; infinite if it is not judged by beats."""
+        if self._notifier is None or self._stopped or self.beat_at == float("-inf"):
+            return float("inf")
+        return self.beat_at + self._beat_every_s * BEATS_PER_TIMEOUT - time.monotonic()
 
     async def start(self) -> None:
         """Have the process watched, and say that it is ready; this event loop beats from now on.
@@ -157,11 +165,13 @@ class WatchdogService:
             return  # a forked child has another life, and another loop
         if threading.get_ident() != self._thread:
             raise RuntimeError("beat() belongs to the thread that does the work, which called start() or start_here()")
-        now = time.monotonic()
-        if now < self._beat_at + self._beat_every_s:
-            return
-        self._beat_at = now
-        self._notifier.say(*self._message)
+        if time.monotonic() >= self.beat_at + self._beat_every_s:
+            self._beat()
+
+    def _beat(self) -> None:
+        if self._notifier is not None:
+            self.beat_at = time.monotonic()
+            self._notifier.say(*self._message)
 
     async def stop(self) -> None:
         """Say that the process leaves by itself: an exit that follows is a clean one. It is judged no more."""
@@ -274,7 +284,7 @@ class WatchdogService:
         self._thread = threading.get_ident()
         timeout_s = self._hang_timeout_s or self._told_s or HANG_TIMEOUT_DEFAULT_S
         self._beat_every_s = timeout_s / BEATS_PER_TIMEOUT
-        self._beat_at = float("-inf")
+        self.beat_at = float("-inf")
         words = ["READY=1", "WATCHDOG=1"]
         if self._hang_timeout_s is not None:
             words.append(f"WATCHDOG_USEC={int(self._hang_timeout_s * _USEC)}")
@@ -284,8 +294,7 @@ class WatchdogService:
         self._message = tuple(words)
 
     def _turn(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._beat_at = float("-inf")
-        self.beat()
+        self._beat()
         if not self._stopped:
             self._timer = loop.call_later(self._beat_every_s, self._turn, loop)
 

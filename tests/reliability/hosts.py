@@ -58,6 +58,7 @@ async def main(app):
         match order():
             case "hang":
                 state["count"] = 1_000_000
+                say("hangs", time.monotonic())
                 hang_here()
             case "raise":
                 raise ValueError("as it was told")
@@ -88,6 +89,7 @@ def main(app):
         match order():
             case "hang":
                 state["count"] = 1_000_000
+                say("hangs", time.monotonic())
                 hang_here()
             case "raise":
                 raise ValueError("as it was told")
