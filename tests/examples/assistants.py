@@ -12,6 +12,7 @@ from urllib.parse import quote
 from tests.chaos.system import MANY_RESTARTS, ROOT, System, running, wait_until
 
 PATIENCE_S = 40.0
+NAME = "assistant"
 
 
 def free_port() -> int:
@@ -22,7 +23,7 @@ def free_port() -> int:
 
 
 class Assistant:
-    """One that runs as program `main` of a system."""
+    """One that runs as a program of a system."""
 
     def __init__(self, system: System, port: int) -> None:
         self.system = system
@@ -48,7 +49,7 @@ class Assistant:
 
     def pid(self) -> int:
         """Its present life, by the board."""
-        return self.system.pid("main")
+        return self.system.pid(NAME)
 
     def wait_answers(self) -> None:
         """Wait until somebody answers."""
@@ -58,14 +59,13 @@ class Assistant:
 @contextmanager
 def assistant(*options: str) -> Iterator[Assistant]:
     """Run a system with an assistant, and end both."""
-    with running(config=MANY_RESTARTS, start=False) as system:
-        made = Assistant(system, free_port())
-        script = str(ROOT / "examples/assistant/main.py")
-        system.command = (
-            *("env", f"PYTHONPATH={ROOT}", sys.executable, script),
-            *("--port", str(made.port), *options),
-        )
-        system.start()
+    port = free_port()
+    command = [sys.executable, str(ROOT / "examples/assistant/main.py"), "--port", str(port), *options]
+    table = (
+        f"[program.{NAME}]\ncommand = {json.dumps(command)}\nenvironment = {{PYTHONPATH = {json.dumps(str(ROOT))}}}\n"
+    )
+    with running(config=MANY_RESTARTS + table + 'ready = "notify"\n') as system:
+        made = Assistant(system, port)
         made.wait_answers()
         yield made
         system.stop()

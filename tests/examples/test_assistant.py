@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.chaos.system import wait_until
-from tests.examples.assistants import PATIENCE_S, Assistant, assistant
+from tests.chaos.system import MANY_RESTARTS, ROOT, running, wait_until
+from tests.examples.assistants import NAME, PATIENCE_S, Assistant, assistant, free_port
 
 pytestmark = [
     pytest.mark.timeout(120),
@@ -101,7 +101,24 @@ def test_it_is_back_with_what_it_knew(host: Assistant, how: str) -> None:
     else:
         with pytest.raises(OSError):  # noqa: PT011 - it dies, or is killed, while it is asked
             host.ask("POST", "demo", body={"do": how})
-    wait_until(lambda: host.system.replaced("main", pid), PATIENCE_S, "it is replaced")
+    wait_until(lambda: host.system.replaced(NAME, pid), PATIENCE_S, "it is replaced")
     host.wait_answers()
     assert host.ask("GET", "documents", name)[1]["text"] == CATS
     assert host.ask("GET", "stats")[1]["began_with_revision"] >= revision
+
+
+def test_it_runs_as_the_launchers_command_and_keeps_its_name() -> None:
+    with running(config=MANY_RESTARTS, start=False) as system:
+        host = Assistant(system, free_port())
+        script = str(ROOT / "examples/assistant/main.py")
+        system.command = ("env", f"PYTHONPATH={ROOT}", sys.executable, script, "--port", str(host.port))
+        system.start()
+        host.wait_answers()
+        assert host.ask("PUT", "documents", "cats", body={"text": CATS})[0] == 200
+        pid = system.pid("main")
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: system.replaced("main", pid), PATIENCE_S, "it is replaced")
+        host.wait_answers()
+        assert host.ask("GET", "documents", "cats")[1]["text"] == CATS
+        assert "cats" in system.relctl("checkpoint", "show", "assistant").stdout
+        system.stop()

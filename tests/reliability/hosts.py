@@ -204,7 +204,12 @@ def host(system: System, name: str, place: Path, script: str, *, by_hand: bool) 
     else:
         (place / f"{name}.py").write_text(script)
         command = [sys.executable, str(place / f"{name}.py"), str(place), name]
-        fields = {"directory": str(place), "environment": {"PYTHONPATH": str(ROOT)}, "ready": "notify"}
+        fields = {
+            "directory": str(place),
+            "environment": {"PYTHONPATH": str(ROOT)},
+            "ready": "notify",
+            "stop_timeout_s": 2,
+        }
         launcher(system, "run", program={"name": name, "command": command, **fields})
     try:
         made.wait_working()
