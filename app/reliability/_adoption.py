@@ -1,5 +1,6 @@
 """How a process that somebody started by hand is to be started again: what its launcher is told when it takes it in."""
 
+import json
 import os
 import re
 import sys
@@ -21,6 +22,8 @@ from app.reliability import _notify
 from protocol.errors import ErrorCode, LocalError
 
 HANG_TIMEOUT_DEFAULT_S: Final = 30.0
+REQUEST_BYTES_MAX: Final = 60 * 1024
+"""What a launcher takes in one request, less what goes round it."""
 _LIFES_OWN: Final = frozenset(
     {
         *_notify.VARIABLES,
@@ -72,7 +75,7 @@ def describe_self(name: str, hang_timeout_s: float | None, launcher_pid: int, *,
         notifies: each of its lives will say when it is ready.
 
     Raises:
-        LocalError: `usage`, it cannot be started again; or it is too large.
+        LocalError: `usage`, it cannot be started again; `too_large`.
     """
     if sys.argv[:1] in ([""], ["-"], []):
         message = "a program that Python reads from a terminal or from standard input cannot be started again"
@@ -119,7 +122,12 @@ def _fields(
         hang_timeout_s=HANG_TIMEOUT_DEFAULT_S if hang_timeout_s is None else float(hang_timeout_s),
         transient=True,
     )
-    return to_fields(from_fields(to_fields(spec)))  # checked as the launcher will
+    fields = to_fields(from_fields(to_fields(spec)))  # checked as the launcher will
+    if len(json.dumps(fields)) > REQUEST_BYTES_MAX:
+        message = f"the command line and environment of {name} are larger than {REQUEST_BYTES_MAX} bytes"
+        hint = "Start it as a program: [program.NAME] in reliability.toml, or `relctl run`."
+        raise LocalError(ErrorCode.TOO_LARGE, message, hint)
+    return fields
 
 
 def _difference(environment: Mapping[str, str], launcher_pid: int) -> dict[str, str]:

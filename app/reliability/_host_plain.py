@@ -1,9 +1,11 @@
 """Runs a host's plain function in the main thread; its checkpoints are kept by an event loop on a thread beside it."""
 
+import _thread
 import asyncio
 import inspect
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine
@@ -165,4 +167,7 @@ class PlainRun:
         self._host.stopping.set()
         if not self._ended.wait(self._host.stop_timeout_s / 2):
             self._insisting = True
-            os.kill(os.getpid(), number)
+            if sys.platform == "win32":
+                _thread.interrupt_main(number)
+            else:
+                os.kill(os.getpid(), number)  # wakes the main thread, whatever it waits for

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
@@ -483,3 +484,39 @@ def test_the_default_name_is_that_of_the_main_program(tmp_path: Path) -> None:
     (tmp_path / "assistant").mkdir()
     (tmp_path / "my assistant.py").rename(tmp_path / "assistant" / "__main__.py")
     assert name_of("-m", "assistant") == "assistant"
+
+
+def test_a_state_is_kept_apart_while_the_event_loop_stands_still(shared: System) -> None:
+    async def main() -> Any:
+        manager = CrashRecoveryManager("apart", shared.data_dir)
+        assert manager.keep_apart() is False, "it has not begun"
+        await manager.start()
+        assert manager.keep_apart() is False, "there is nothing to keep"
+        await manager.create_checkpoint(state={"count": 1})
+        thread = threading.Thread(target=manager.keep_apart, kwargs={"state": {"count": 2}})
+        thread.start()
+        thread.join(20)  # holds the event loop up
+        assert await manager.recover_from_crash() == {"count": 2}
+        await manager.create_checkpoint(state={"count": 1})  # which is no longer the newest one
+        assert await manager.recover_from_crash() == {"count": 1}
+        await manager.stop()
+        assert await manager.recover_from_crash() is None
+        state = await manager.newest_state()
+        await manager.close()
+        return state
+
+    assert run(main()) == {"count": 1}
+
+
+def test_the_newest_state_is_read_from_the_files_too(tmp_path: Path) -> None:
+    async def main() -> tuple[Any, Any]:
+        manager = CrashRecoveryManager("files", tmp_path)
+        before = await manager.newest_state() if (tmp_path / "reliability.db").exists() else None
+        await manager.start()
+        await manager.create_checkpoint(state=[1, 2])
+        await manager.stop()
+        after = await manager.newest_state()
+        await manager.close()
+        return before, after
+
+    assert run(main()) == (None, [1, 2])

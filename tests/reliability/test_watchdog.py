@@ -15,7 +15,7 @@ import pytest
 
 from actors.runtime.identity import identity_of
 from actors.runtime.programs import is_program_name
-from app.reliability._adoption import program_name
+from app.reliability._adoption import describe_self, program_name
 from app.reliability._notify import Notifier, timeout_told_s
 from app.reliability.watchdog import WatchdogService
 from protocol.errors import ErrorCode, LocalError
@@ -243,6 +243,21 @@ def test_one_that_runs_already_is_not_taken_for_this_one(system: System, tmp_pat
         assert other.wait(PATIENCE_S) == 1
         assert "twice runs already" in (tmp_path / "other/output").read_text()
         assert made.kept() == 0
+
+
+def test_what_is_too_large_to_be_told_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOST_VARIABLE", "x" * 100_000)
+    with pytest.raises(LocalError, match="larger than") as caught:
+        describe_self("large", None, os.getpid(), notifies=True)
+    assert "relctl run" in caught.value.hint
+    monkeypatch.delenv("HOST_VARIABLE")
+    monkeypatch.setenv("HOST_VARIABLE", "small")
+    monkeypatch.setenv("NOTIFY_SOCKET", "/somebody/else's")
+    fields = describe_self("small", 3, os.getpid(), notifies=False)
+    assert fields["environment"]["HOST_VARIABLE"] == "small"
+    assert "NOTIFY_SOCKET" not in fields["environment"]
+    assert fields["command"][0] == sys.executable
+    assert (fields["directory"], fields["ready"], fields["hang_timeout_s"]) == (os.getcwd(), "started", 3.0)
 
 
 def test_names_are_made_of_whatever_there_is() -> None:
