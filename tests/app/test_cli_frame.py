@@ -14,6 +14,7 @@ from protocol.errors import ErrorCode, LocalError, RemoteError
 from tests.app.cli_fakes import Relctl
 
 ROOT = Path(__file__).parents[2]
+GROUPS = {"checkpoint": ("save", "show"), "service": ("install", "uninstall", "status")}
 EMIT = ("emit", "INFO", "shop", "order_paid", "order 7")
 
 
@@ -21,7 +22,7 @@ def test_every_command_explains_itself(relctl: Relctl) -> None:
     listing = relctl("--help").out
     for name in COMMANDS:
         assert f"\n  {name} " in listing
-        for command in ([name, "save"], [name, "show"]) if name == "checkpoint" else ([name],):
+        for command in ([name, verb] for verb in GROUPS[name]) if name in GROUPS else ([name],):
             result = relctl(*command, "--help")
             assert result.code == 0
             assert "--data-dir" in result.out

@@ -34,6 +34,7 @@ COMMANDS: Final = {
     "run": "run",
     "attach": "attach",
     "why": "why",
+    "service": "service",
 }
 """Where each command lives: a module beside this one, and in it an attribute of the command's name."""
 
