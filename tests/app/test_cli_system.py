@@ -48,7 +48,7 @@ def frozen(system: System, name: str) -> Iterator[None]:
         yield
     finally:
         system.signal(name, signal.SIGCONT)
-        wait_until(lambda: system.answers(name), 20, f"{name} answers again")
+        wait_until(lambda: system.answers(name), 30, f"{name} answers again")
 
 
 def test_ps(system: System) -> None:
@@ -65,7 +65,7 @@ def test_ps(system: System) -> None:
 
 
 def test_health(system: System) -> None:
-    wait_until(lambda: system.relctl("health").returncode == 0, 10, "all is well", interval_s=0.2)
+    wait_until(lambda: system.relctl("health").returncode == 0, 30, "all is well", interval_s=0.2)
     report = ask(system, "health")
     assert report["status"] == "ok"
     assert "offline" not in report
@@ -101,7 +101,7 @@ def test_restart_stop_start_and_what_is_told_of_it(system: System) -> None:
         history = ask(system, "restart-status", "health_monitor")["processes"][0]["history"]
         return len(history) > len(before["history"]) and history[0]["recovery_ms"] is not None
 
-    wait_until(told, 20, "the restart in restart-status", interval_s=0.2)
+    wait_until(told, 30, "the restart in restart-status", interval_s=0.2)
     after = ask(system, "restart-status", "health_monitor")["processes"][0]
     assert after["restarts_in_period"] == before["restarts_in_period"], "a restart by hand costs nothing"
     assert {"timestamp", "reason", "exit_code", "signal", "recovery_ms"} <= after["history"][0].keys()
@@ -129,7 +129,7 @@ def test_emit_keeps_the_event_whoever_is_hung_or_missing(system: System) -> None
     def shown() -> list[str]:
         return [event["id"] for event in map(json.loads, system.relctl("--json", "logs", "shop").stdout.splitlines())]
 
-    wait_until(lambda: set(ids) <= set(shown()), 20, "what was spooled in the log", interval_s=0.2)
+    wait_until(lambda: set(ids) <= set(shown()), 30, "what was spooled in the log", interval_s=0.2)
     assert [shown().count(event_id) for event_id in ids] == [1] * 4
 
 
@@ -190,7 +190,7 @@ def test_a_start_during_a_stop_waits_for_its_end() -> None:
     with running() as system:
         assert system.launcher is not None
         system.launcher.send_signal(signal.SIGTERM)
-        wait_until(lambda: system.board.stopping, 20, "the stop has begun", interval_s=0.001)
+        wait_until(lambda: system.board.stopping, 30, "the stop has begun", interval_s=0.001)
         started = ask(system, "up", "--detach", "--config", str(system.data_dir / "reliability.toml"))
         assert started["already_running"] is False
         assert system.launcher.wait(5) == 0

@@ -211,7 +211,7 @@ class System:
         """Stop gracefully and check that nothing is left."""
         result = self.relctl("down", timeout_s=timeout_s)
         assert result.returncode == 0, result.stderr
-        wait_until(lambda: not self.processes(), 20, f"no process left, have {self.processes()}")
+        wait_until(lambda: not self.processes(), 30, f"no process left, have {self.processes()}")
 
     def complaint(self) -> str:
         """What a person needs to understand a failure."""

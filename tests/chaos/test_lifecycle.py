@@ -48,7 +48,7 @@ def test_nothing_is_left_after_a_stop(portable: bool, how: str) -> None:
         else:
             system.launcher.send_signal(signal.SIGTERM if how == "SIGTERM" else signal.SIGINT)
         assert system.launcher.wait(20) == 0
-        wait_until(lambda: not system.processes(), 20, "no process left")
+        wait_until(lambda: not system.processes(), 30, "no process left")
         sockets = [item.name for item in runtime.rglob("*") if item.is_socket()] if runtime.exists() else []
         assert sockets == []
         assert all(item.stat().st_size == 0 for item in system.data_dir.glob("*.db-wal")), "the WAL is checkpointed"
@@ -66,7 +66,7 @@ def test_a_start_over_whatever_the_dead_left(portable: bool) -> None:
         old = system.identities()
         for pid in system.processes():
             os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: not system.processes(), 20, "all dead")
+        wait_until(lambda: not system.processes(), 30, "all dead")
         time.sleep(1.5)  # nobody is alive who could bring anything back
         assert not system.processes()
         system.start()
@@ -79,7 +79,7 @@ def test_a_start_over_damaged_debris() -> None:
         runtime = system.runtime_dir
         for pid in system.processes():
             os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: not system.processes(), 20, "all dead")
+        wait_until(lambda: not system.processes(), 30, "all dead")
         (runtime / paths.BOARD_FILE).write_bytes(b"damaged")
         (runtime / paths.RUN_FILE).write_text("{")
         (system.data_dir / paths.RUN_FILE).write_text("")
@@ -109,7 +109,7 @@ def test_down_works_after_a_survivor_replaced_the_launcher(portable: bool) -> No
     with running(portable=portable, config=CONFIG) as system:
         first = system.pid("launcher")
         os.kill(first, signal.SIGKILL)
-        wait_until(lambda: system.replaced("launcher", first), 20, "a new launcher")
+        wait_until(lambda: system.replaced("launcher", first), 30, "a new launcher")
         system.stop()
 
 
@@ -126,7 +126,7 @@ def test_frozen_launcher_and_watchdog_leave_when_thawed_after_they_were_replaced
         old = {name: identity for name, identity in system.identities().items() if name in ("launcher", "watchdog")}
         for identity in old.values():
             os.kill(identity.pid, signal.SIGSTOP)
-        wait_until(lambda: all(is_stopped(identity.pid) for identity in old.values()), 20, "both frozen")
+        wait_until(lambda: all(is_stopped(identity.pid) for identity in old.values()), 30, "both frozen")
         wait_until(
             lambda: all(system.ready(name) and system.identity(name) != old[name] for name in old),
             2 * (HANG_TIMEOUT_S + 1),
@@ -135,7 +135,7 @@ def test_frozen_launcher_and_watchdog_leave_when_thawed_after_they_were_replaced
         for identity in old.values():
             if not gone(identity):
                 os.kill(identity.pid, signal.SIGCONT)
-        wait_until(lambda: all(gone(identity) for identity in old.values()), 20, "the thawed ones left")
+        wait_until(lambda: all(gone(identity) for identity in old.values()), 30, "the thawed ones left")
         system.wait_whole(5)
         after = system.identities()
         time.sleep(2)  # a ghost that had left a mark would have caused a restart by now
@@ -162,13 +162,13 @@ def test_evidence_of_a_hang_is_kept_with_the_restart() -> None:
     with running(config=CONFIG) as system:
         pid = system.pid("health_monitor")
         system.signal("health_monitor", signal.SIGSTOP)
-        wait_until(lambda: system.replaced("health_monitor", pid), 20, "replaced")
+        wait_until(lambda: system.replaced("health_monitor", pid), 30, "replaced")
 
         def told() -> bool:
             status = json.loads(system.relctl("--json", "restart-status", "health_monitor").stdout)
             return any("frozen" in entry["reason"] for entry in status["processes"][0]["history"])
 
-        wait_until(told, 20, "the cause in restart-status", interval_s=0.2)
+        wait_until(told, 30, "the cause in restart-status", interval_s=0.2)
         story = system.relctl("restart-status", "health_monitor").stdout
         assert "frozen" in story
         system.stop()

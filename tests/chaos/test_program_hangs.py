@@ -94,7 +94,7 @@ def _system(place: Path) -> Iterator[System]:
     )
     with running(config=config) as system:
         for name in ("still", "beating", "greedy", "probed"):
-            wait_until(lambda name=name: system.state(name) == "ready", 20, f"{name} is ready")
+            wait_until(lambda name=name: system.state(name) == "ready", 30, f"{name} is ready")
         yield system
         system.stop()
 
@@ -120,7 +120,7 @@ def assert_replaced(system: System, name: str, pid: int, cause: str, since: floa
         found[:] = [item for item in restarts_of(system, name) if cause in item["reason"]]
         return bool(found) and found[0]["recovery_ms"] is not None
 
-    wait_until(recorded, 10, f"the restart of {name} is on record with its recovery: {restarts_of(system, name)}")
+    wait_until(recorded, 30, f"the restart of {name} is on record with its recovery: {restarts_of(system, name)}")
     assert found[0]["evidence"]
     evidence = json.loads((system.runtime_dir / EVIDENCE_DIR / found[0]["evidence"]).read_text())
     assert (evidence["name"], evidence["pid"]) == (name, pid)
@@ -163,7 +163,7 @@ def test_a_tree_over_its_memory_limit(system: System, place: Path) -> None:
 def test_a_frozen_launcher_and_watchdog_cost_no_program_its_life(system: System) -> None:
     names = ("still", "beating", "greedy", "probed")
     for name in names:
-        wait_until(lambda name=name: system.state(name) == "ready", 20, f"{name} is ready")
+        wait_until(lambda name=name: system.state(name) == "ready", 30, f"{name} is ready")
     before = {name: system.pid(name) for name in names}
     for _ in range(2):
         frozen = [system.pid("launcher"), system.pid("watchdog")]

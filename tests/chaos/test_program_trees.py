@@ -55,7 +55,7 @@ def _system(place: Path, request: pytest.FixtureRequest) -> Iterator[System]:
 
 def forked(place: Path) -> list[ProcessIdentity]:
     """Wait for the three that hide, and return who they are; then forget them."""
-    wait_until(lambda: len(list(place.iterdir())) >= 3, 20, "three processes hide")
+    wait_until(lambda: len(list(place.iterdir())) >= 3, 30, "three processes hide")
     found = [identity_of(int(path.name)) for path in place.iterdir()]
     for path in place.iterdir():
         path.unlink()
@@ -73,23 +73,23 @@ def test_none_survives(system: System, place: Path) -> None:
     try:
         hidden = forked(place)
         os.kill(system.pid("forks"), signal.SIGKILL)
-        wait_until(lambda: gone(hidden), 10, "its death leaves nobody")
+        wait_until(lambda: gone(hidden), 30, "its death leaves nobody")
         hidden = forked(place)
         assert system.relctl("restart", "forks").returncode == 0
-        wait_until(lambda: gone(hidden), 10, "its restart leaves nobody")
+        wait_until(lambda: gone(hidden), 30, "its restart leaves nobody")
         hidden, launcher = forked(place), system.pid("launcher")
         os.kill(launcher, signal.SIGKILL)
-        wait_until(lambda: system.replaced("launcher", launcher), 20, "the launcher is replaced")
+        wait_until(lambda: system.replaced("launcher", launcher), 30, "the launcher is replaced")
         assert not gone(hidden)
         os.kill(system.pid("forks"), signal.SIGKILL)
-        wait_until(lambda: gone(hidden), 10, "its death under another launcher leaves nobody")
+        wait_until(lambda: gone(hidden), 30, "its death under another launcher leaves nobody")
         hidden, launcher, program = forked(place), system.pid("launcher"), system.pid("forks")
         os.kill(launcher, signal.SIGKILL)
         os.kill(program, signal.SIGKILL)
-        wait_until(lambda: gone(hidden), 20, "its death without a launcher leaves nobody")
+        wait_until(lambda: gone(hidden), 30, "its death without a launcher leaves nobody")
         hidden = forked(place)
         system.stop()
-        wait_until(lambda: gone(hidden), 10, "the stop leaves nobody")
+        wait_until(lambda: gone(hidden), 30, "the stop leaves nobody")
         assert innocent.poll() is None
     finally:
         innocent.kill()

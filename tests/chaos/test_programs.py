@@ -101,7 +101,7 @@ def test_a_command_and_a_configured_program_run_and_come_back() -> None:
             "web": "program",
         }.items()
         for name, pid in (("main", main), ("web", web)):
-            wait_until(lambda pid=pid: start_time_of(pid) is not None, 20, "it runs")
+            wait_until(lambda pid=pid: start_time_of(pid) is not None, 30, "it runs")
             os.kill(pid, signal.SIGKILL)
             wait_until(lambda name=name, pid=pid: system.replaced(name, pid), PATIENCE_S, f"{name} back")
         assert "web: killed by signal 9 (SIGKILL)" in said(system)
@@ -192,7 +192,7 @@ def test_one_that_ignores_sigterm_is_killed_with_its_grandchildren() -> None:
         launcher(system, "restart", name="web")
         wait_until(lambda: system.replaced("web", pid), PATIENCE_S, "restarted")
         system.stop()
-        wait_until(lambda: left(system) == [], 20, f"nobody left, have {left(system)}")
+        wait_until(lambda: left(system) == [], 30, f"nobody left, have {left(system)}")
 
 
 def test_relctl_stops_starts_and_restarts_a_program() -> None:

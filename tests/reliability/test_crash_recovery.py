@@ -331,7 +331,7 @@ def test_a_frozen_checkpointer_holds_nobody_up(system: System) -> None:
         assert made.spooled
         assert time.monotonic() - began < 2.0
         assert await manager.recover_from_crash() == {"n": 1}
-        wait_until(lambda: system.replaced("checkpointer", pid), 10, "freed")
+        wait_until(lambda: system.replaced("checkpointer", pid), 30, "freed")
         await asyncio.sleep(1.0)
         made = await manager.create_checkpoint({"n": 2})
         assert made.seq == 3
@@ -360,7 +360,7 @@ def test_recovery_falls_back_past_damage_and_says_so(system: System) -> None:
         assert [seq for seq, _ in manager.last_recovery.skipped] == [3]
         files[1].unlink()
         assert await manager.recover_from_crash() == states[0]
-        wait_until(lambda: "checkpoint_damaged" in system.relctl("--json", "logs", "checkpointer").stdout, 20, "told")
+        wait_until(lambda: "checkpoint_damaged" in system.relctl("--json", "logs", "checkpointer").stdout, 30, "told")
         await manager.stop()
 
     run(main())
@@ -410,7 +410,7 @@ def freeze_in_a_transaction(system: System) -> int:
     while time.monotonic() < give_up:
         if write_lock_holder(path) == pid:
             os.kill(pid, signal.SIGSTOP)
-            wait_until(lambda: is_stopped(pid), 20, "stopped")
+            wait_until(lambda: is_stopped(pid), 30, "stopped")
             if write_lock_holder(path) == pid:
                 return pid
             os.kill(pid, signal.SIGCONT)

@@ -77,9 +77,9 @@ def test_the_fourth_failure_quarantines_over_launchers_until_a_person_restarts_i
     assert system.record("one").retry_at_ms > time.monotonic() * 1000 + 3_000_000
     assert len(system.journal("event", event_type="process_quarantined", severity="CRITICAL")) == 1
     system.kill_launcher()
-    system.start("--successor")
-    wait_until(lambda: system.record("launcher").state == "ready", "a successor")
-    wait_until(lambda: system.own_slot_epoch() == 2, "it rules")
+    successor = system.start("--successor")
+    wait_until(lambda: (system.pid("launcher"), system.state("launcher")) == (successor.pid, "ready"), "a successor")
+    assert system.own_slot_epoch() == 2
     assert system.state("one") == "quarantined"
     assert system.call("restart", name="one")["state"] == "starting"
     wait_until(lambda: system.state("one") == "ready", "lifted")
@@ -349,8 +349,8 @@ def test_what_is_stopped_by_hand_stays_so_under_the_next_launcher_until_it_is_st
     system.call("stop", name="one")
     wait_until(lambda: system.state("one") == "stopped", "stopped")
     system.kill_launcher()
-    system.start("--successor")
-    wait_until(lambda: system.own_slot_epoch() == 2 and system.state("launcher") == "ready", "a successor")
+    successor = system.start("--successor")
+    wait_until(lambda: (system.pid("launcher"), system.state("launcher")) == (successor.pid, "ready"), "a successor")
     assert (system.state("one"), system.pid("one")) == ("stopped", 0)
     system.call("start", name="one")
     wait_until(lambda: system.state("one") == "ready", "started")
