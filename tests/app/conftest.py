@@ -9,6 +9,7 @@ import pytest
 
 from actors.runtime import paths
 from tests.app.cli_fakes import Relctl
+from tests.app.service_machine import Machine
 
 
 @pytest.fixture
@@ -22,3 +23,19 @@ def relctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     data_dir.mkdir()
     yield Relctl(data_dir, Path(paths.runtime_directory(str(data_dir))), capsys)
     shutil.rmtree(parent)
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """A machine with service managers that are fakes."""
+    directory = tmp_path / "machine"
+    directory.mkdir()
+    made = Machine(directory)
+    monkeypatch.setenv("HOME", str(directory))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(directory / "config"))
+    monkeypatch.setenv("PATH", str(made.bin))
+    monkeypatch.setenv("LOCALAPPDATA", str(directory / "local"))
+    monkeypatch.setenv("USERDOMAIN", "HOME-PC")
+    monkeypatch.setenv("USERNAME", "ann & bob")
+    monkeypatch.delenv("RELCTL_RUNTIME_DIR", raising=False)
+    return made

@@ -1,10 +1,10 @@
 """`relctl service`: a service manager's files, what becomes of a person's changes, and what the manager then runs."""
 
 import configparser
-import json
 import os
 import shlex
 import shutil
+import signal
 import socket
 import stat
 import subprocess
@@ -21,72 +21,13 @@ from app.reliability._service.model import Release, Service, read_seal
 from app.reliability._start import Condition, Finding
 from protocol.errors import LocalError
 from tests.app.cli_fakes import Relctl
+from tests.app.service_machine import Machine
 from tests.chaos.system import ROOT, running, wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the service manager of Linux")
 
 HOSTILE = '/a b/100%n/$HOME/${x}/it\'s "q"/back\\slash/ü;&|'
 UNITS = ["relctl.service", "relctl-check.service", "relctl-check.timer"]
-TOOL = """#!{python}
-import json, os, sys
-directory = {directory!r}
-with open(os.path.join(directory, "calls"), "a") as file:
-    file.write(json.dumps([os.path.basename(sys.argv[0]), *sys.argv[1:]]) + "\\n")
-for word in sys.argv[1:]:
-    if os.path.exists(os.path.join(directory, "fail-" + word.split("=")[0])):
-        sys.exit(f"no {{word}} today")
-path = os.path.join(directory, "says")
-if "show" in sys.argv and os.path.exists(path):
-    print(open(path).read())
-"""
-
-
-class Machine:
-    """A home directory, and tools on PATH that note how they are called and fail when told."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.units = directory / "config" / "systemd" / "user"
-        self.bin = directory / "bin"
-        self.bin.mkdir()
-        for name in ("systemctl", "loginctl"):
-            self.add(name)
-
-    def add(self, name: str) -> None:
-        path = self.bin / name
-        path.write_text(TOOL.format(python=sys.executable, directory=str(self.directory)))
-        path.chmod(0o755)
-
-    def fail(self, word: str) -> None:
-        (self.directory / f"fail-{word}").touch()
-
-    def mend(self, word: str) -> None:
-        (self.directory / f"fail-{word}").unlink()
-
-    def says(self, text: str) -> None:
-        (self.directory / "says").write_text(text)
-
-    def calls(self) -> list[str]:
-        """The calls since the last time, without questions."""
-        path = self.directory / "calls"
-        found = [" ".join(json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
-        path.unlink(missing_ok=True)
-        return [call for call in found if " show" not in call and " is-enabled" not in call]
-
-    def files(self) -> dict[str, str]:
-        return {path.name: path.read_text() for path in self.units.iterdir()} if self.units.exists() else {}
-
-
-@pytest.fixture
-def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
-    directory = tmp_path / "machine"
-    directory.mkdir()
-    made = Machine(directory)
-    monkeypatch.setenv("HOME", str(directory))
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(directory / "config"))
-    monkeypatch.setenv("PATH", str(made.bin))
-    monkeypatch.delenv("RELCTL_RUNTIME_DIR", raising=False)
-    return made
 
 
 def _unit(text: str) -> configparser.ConfigParser:
@@ -283,7 +224,7 @@ def test_a_start_that_fails_is_told_and_the_check_goes_on(machine: Machine, relc
     assert "It starts once you log in: no enable-linger today" in done.out
     machine.calls()
     machine.fail("start")
-    failed = relctl("service", "install", "--no-linger")
+    failed = relctl("service", "install", "--at-login")
     assert failed.code == 1
     assert "journalctl --user -u relctl" in failed.err
     assert machine.calls()[-1] == "systemctl --user start relctl-check.timer"
@@ -404,3 +345,23 @@ def test_it_hands_over_to_the_successor_of_a_launcher() -> None:
             process.kill()
             process.wait()
         system.stop()
+
+
+def test_who_follows_a_launcher_and_is_told_to_stop_stops_everything() -> None:
+    with running() as system:
+        words = ["-m", "app.reliability.cli", "--data-dir", str(system.data_dir), "service", "run"]
+        process = subprocess.Popen([sys.executable, *words], cwd=ROOT, env=system.environment)
+        try:
+            wait_until(lambda: _catches_sigterm(process.pid), 30.0, "it follows")
+            process.send_signal(signal.SIGTERM)
+            wait_until(lambda: process.poll() == 0, 60.0, "it has left")
+            assert not system.processes()
+        finally:
+            process.kill()
+            process.wait()
+
+
+def _catches_sigterm(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/status").read_text()
+    caught = next(line for line in status.splitlines() if line.startswith("SigCgt"))
+    return bool(int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1)

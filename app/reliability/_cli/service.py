@@ -1,6 +1,7 @@
 """`relctl service`: have the service manager of this machine start the system at boot, and keep it."""
 
 import os
+import signal
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,6 +20,10 @@ PLATFORMS: Final = {"linux": "linux", "darwin": "macos", "win32": "windows"}
 """What `sys.platform` says, and what we call it."""
 
 
+class _ToldToStop(BaseException):
+    """The service manager wants no more of it."""
+
+
 @click.group(short_help="Start at boot, by the service manager of this machine.")
 def service() -> None:
     """Have the service manager of this machine start the system at boot, and keep it."""
@@ -29,10 +34,10 @@ def service() -> None:
 @click.option("--config", type=click.Path(dir_okay=False), metavar="FILE", help="Configuration file, as of `up`.")
 @click.option("--portable", is_flag=True, help="Use the portable ports, as of `up`.")
 @click.option("--print", "shown", is_flag=True, help="Show what would be written; touch nothing.")
-@click.option("--platform", metavar="NAME", help="With --print: linux, cron.")
+@click.option("--platform", metavar="NAME", help="With --print: linux, macos, windows, cron.")
 @click.option("--force", is_flag=True, help="Replace what a person has changed; a copy is kept beside it.")
 @click.option("--no-start", is_flag=True, help="Do not start it now.")
-@click.option("--no-linger", is_flag=True, help="Start it once you log in, not at boot (systemd).")
+@click.option("--at-login", is_flag=True, help="Start it once you log in, not at boot.")
 @click.argument("command", nargs=-1, metavar="[-- COMMAND...]", type=click.UNPROCESSED)
 @pass_session
 def install(
@@ -53,6 +58,8 @@ def install(
         command=command,
         path=os.environ.get("PATH", ""),
         runtime_dir=os.environ.get("RELCTL_RUNTIME_DIR") or None,
+        user=_user(),
+        at_login=flags["at_login"],
     )
     if flags["shown"]:
         _show(session, wanted, platform or _own_platform())
@@ -63,7 +70,7 @@ def install(
     manager.refuse_absent()
     kept = _write(manager, wanted, force=flags["force"])
     notes = [f"What was changed by hand is kept as {path}." for path in kept]
-    late = "" if flags["no_linger"] else manager.start_at_boot()
+    late = "" if flags["at_login"] else manager.start_at_boot()
     notes += [late] if late else []
     if not flags["no_start"]:
         manager.start(wanted, session.timeout_s(START_TIMEOUT_S))
@@ -84,9 +91,10 @@ def uninstall(session: Session, name: str, force: bool) -> None:
     foreign = [path for path, state in found.items() if state is FileState.FOREIGN]
     edited = [path for path, state in found.items() if state is FileState.EDITED]
     ours = [path for path, state in found.items() if state not in {FileState.FOREIGN, FileState.MISSING}]
-    if edited and not force:
-        raise _changed(edited)
-    kept: list[str] = []
+    outside = manager.changed_outside(name) if ours else ""
+    if (edited or outside) and not force:
+        raise _changed([*edited, *([f"the service {name} itself"] if outside else [])])
+    kept: list[str] = [_keep_outside(ours[0], outside)] if outside else []
     if ours:
         try:
             manager.refuse_absent()
@@ -94,7 +102,7 @@ def uninstall(session: Session, name: str, force: bool) -> None:
             session.output.note(f"Nothing is stopped: {absence.message}.")
         else:
             manager.disable(name)
-        kept = [files.keep(path) for path in edited]
+        kept += [files.keep(path) for path in edited]
         files.remove([path for path in ours if path not in edited])
         manager.reload(name)
     if session.output.json:
@@ -149,18 +157,26 @@ def status(session: Session, name: str) -> None:
 @pass_session
 def run(session: Session, config: str | None, portable: bool, directory: str | None, command: tuple[str, ...]) -> None:
     """Become the launcher, or join the one that runs: what the service manager executes."""
+    from app.reliability._cli.down import down
     from app.reliability._cli.ensure import look
     from app.reliability._cli.offline import read_board
     from app.reliability._cli.up import launcher_command
     from app.reliability._service.joining import become, join
 
+    def told_to_stop(*_: object) -> None:
+        raise _ToldToStop
+
     def anybody_stops() -> bool:
         reading = read_board(session)
         return reading is not None and reading.stopping and reading.anybody_runs
 
-    if join(lambda: look(session), anybody_stops, session.wait_until, session.ports.sleep):
-        words = launcher_command(session.data_dir, config, portable=portable)
-        become([*words, "--", *command] if command else words, directory)
+    signal.signal(signal.SIGTERM, told_to_stop)
+    try:
+        if join(lambda: look(session), anybody_stops, session.wait_until, session.ports.sleep):
+            words = launcher_command(session.data_dir, config, portable=portable)
+            become([*words, "--", *command] if command else words, directory)
+    except _ToldToStop:  # as the launcher does, which is followed here
+        click.get_current_context().invoke(down)
 
 
 @service.command(cls=RelctlCommand, hidden=True)
@@ -191,12 +207,27 @@ def _manager() -> "Manager":
     Raises:
         LocalError: it is of a kind that is not known.
     """
-    if _own_platform() == "linux":
-        from app.reliability._service.systemd_manager import SystemdManager
+    match _own_platform():
+        case "linux":
+            from app.reliability._service.systemd_manager import SystemdManager
 
-        return SystemdManager()
+            return SystemdManager()
+        case "macos":
+            from app.reliability._service.launchd_manager import LaunchdManager
+
+            return LaunchdManager()
+        case "windows":
+            from app.reliability._service.windows_manager import WindowsManager
+
+            return WindowsManager()
     message = f"relctl knows no service manager of {sys.platform}"
     raise LocalError(ErrorCode.FAILED, message, "`relctl service install --print --platform cron` may help.")
+
+
+def _user() -> str:
+    name = os.environ.get("USERNAME") or os.environ.get("USER") or ""
+    domain = os.environ.get("USERDOMAIN", "")
+    return f"{domain}\\{name}" if domain else name
 
 
 def _release() -> "Release":
@@ -206,20 +237,33 @@ def _release() -> "Release":
     if not sys.executable:
         raise LocalError(ErrorCode.FAILED, "Python does not know the path of its own interpreter", "")
     directory = os.path.dirname(os.path.abspath(_service.__file__))
-    return Release(os.path.abspath(sys.executable), os.path.join(directory, "entry.py"))
+    python = os.path.abspath(sys.executable)
+    windowless = f"{python.removesuffix('python.exe')}pythonw.exe"
+    if python.endswith("python.exe") and os.path.exists(windowless):  # no console flashes up every minute
+        python = windowless
+    return Release(python, os.path.join(directory, "entry.py"))
 
 
 def _show(session: Session, wanted: "Service", platform: str) -> None:
     """Write the files as text; nothing is touched."""
-    from app.reliability._service import cron, systemd
+    from app.reliability._service import cron, launchd, systemd, windows
 
     match platform:
         case "linux":
             texts = systemd.render(wanted, _release())
+        case "macos":
+            texts = launchd.render(wanted, _release())
+        case "windows":
+            texts = windows.render(wanted, _release())
+        case "windows-service":
+            message = "relctl is no Windows service: it needs no more than a task, which starts at boot as well"
+            raise LocalError(ErrorCode.USAGE, message, "Use --platform windows.")
         case "cron":
             texts = {"crontab": "\n".join(cron.lines(wanted, _release())) + "\n"}
         case _:
-            raise LocalError(ErrorCode.USAGE, f"{platform!r} is no platform", "It is one of: linux, cron.")
+            raise LocalError(
+                ErrorCode.USAGE, f"{platform!r} is no platform", "It is one of: linux, macos, windows, cron."
+            )
     if session.output.json:
         session.output.document({"platform": platform, "files": texts})
     elif len(texts) == 1:
@@ -268,8 +312,9 @@ def _write(manager: "Manager", wanted: "Service", *, force: bool) -> list[str]:
     before = {path: files.read(path) for path in texts}
     found = _states(manager, wanted.name, wanted)
     changed = [path for path, state in found.items() if state in {FileState.EDITED, FileState.FOREIGN}]
-    if changed and not force:
-        raise _changed(changed)
+    outside = manager.changed_outside(wanted.name)
+    if (changed or outside) and not force:
+        raise _changed([*changed, *([f"the service {wanted.name} itself"] if outside else [])])
     undo = files.Undo({path: text for path, text in before.items() if path not in changed})
     kept = {path: files.keep(path) for path in changed}
     try:
@@ -281,7 +326,16 @@ def _write(manager: "Manager", wanted: "Service", *, force: bool) -> list[str]:
             os.replace(copy, path)
         manager.reload(wanted.name)
         raise
-    return list(kept.values())
+    return [*kept.values(), *([_keep_outside(next(iter(texts)), outside)] if outside else [])]
+
+
+def _keep_outside(path: str, text: str) -> str:
+    """Keep, beside the service's files, what a person has changed in the manager itself; returns where."""
+    from app.reliability._service import files
+
+    beside = f"{path}.outside"
+    files.write({beside: text})
+    return files.keep(beside)
 
 
 def _changed(paths: list[str]) -> LocalError:

@@ -22,7 +22,7 @@ def read(path: str) -> str | None:
         if os.path.islink(path):
             return f"a link to {os.readlink(path)}"
         with open(path, "rb") as file:
-            return file.read(_BYTES_MAX).decode("utf-8", "surrogateescape")
+            return _decoded(file.read(_BYTES_MAX))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
@@ -57,7 +57,7 @@ def write(texts: Mapping[str, str]) -> None:
             temporary = f"{path}.{os.getpid()}.tmp"
             staged[temporary] = path
             with open(temporary, "wb", opener=_open_new) as file:
-                file.write(text.encode("utf-8", "surrogateescape"))
+                file.write(_encoded(path, text))
                 file.flush()
                 os.fsync(file.fileno())
         for temporary, path in list(staged.items()):
@@ -105,6 +105,19 @@ def remove(paths: list[str]) -> None:
             continue
         except OSError as error:
             raise LocalError(ErrorCode.FAILED, f"{path} cannot be removed: {error.strerror}", "") from error
+
+
+def _encoded(path: str, text: str) -> bytes:
+    """Return a file's bytes. The Task Scheduler wants UTF-16."""
+    if path.endswith(".xml"):
+        return b"\xff\xfe" + text.encode("utf-16-le", "surrogatepass")
+    return text.encode("utf-8", "surrogateescape")
+
+
+def _decoded(data: bytes) -> str:
+    if data.startswith(b"\xff\xfe"):
+        return data[2:].decode("utf-16-le", "replace")
+    return data.decode("utf-8", "surrogateescape")
 
 
 def _open_new(path: str, flags: int) -> int:

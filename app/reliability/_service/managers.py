@@ -44,6 +44,9 @@ class Manager(Protocol):
     def render(self, service: Service, release: Release) -> dict[str, str]:
         """Return the text of each of them, by path."""
 
+    def changed_outside(self, name: str) -> str:
+        """Return what a person has changed in the manager itself, past the files; nothing if there is no such thing."""
+
     def enable(self, service: Service) -> None:
         """Have it read the files, and start the service by itself from now on.
 
@@ -72,7 +75,7 @@ class Manager(Protocol):
         """Have services of this user start at boot; returns why that cannot be had, or nothing."""
 
     def disable(self, name: str) -> None:
-        """Stop what the service has started, and have it start no more.
+        """Have the service start no more, and stop what it has started where the manager can.
 
         Raises:
             LocalError: it does not.

@@ -42,6 +42,8 @@ class Service:
         command: a program to supervise, as `main`; may be empty.
         path: PATH of the person, so that programs are found at boot that are found now.
         runtime_dir: RELCTL_RUNTIME_DIR of the person, if it is set.
+        user: whose it is, as the Task Scheduler names people.
+        at_login: it is to start when that one logs in, not at boot.
     """
 
     name: str
@@ -52,6 +54,8 @@ class Service:
     command: tuple[str, ...] = ()
     path: str = ""
     runtime_dir: str | None = None
+    user: str = ""
+    at_login: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what no service manager's file can hold.
@@ -60,7 +64,7 @@ class Service:
             LocalError: it names the word.
         """
         check_name(self.name)
-        for word in (self.data_dir, self.config, self.directory, *self.command, self.path, self.runtime_dir):
+        for word in (self.data_dir, self.config, self.directory, *self.command, self.path, self.runtime_dir, self.user):
             if word is not None:
                 check_word(word)
 

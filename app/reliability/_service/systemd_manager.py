@@ -35,6 +35,10 @@ class SystemdManager:
         texts = systemd.render(service, release)
         return {path: texts[os.path.basename(path)] for path in self.paths(service.name)}
 
+    def changed_outside(self, name: str) -> str:
+        """Return nothing: what is added to a unit has files of its own."""
+        return ""
+
     def enable(self, service: Service) -> None:
         """Enable the service and the timer."""
         insist(_user("daemon-reload"))
