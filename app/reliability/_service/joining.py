@@ -126,7 +126,7 @@ def _in_our_group(pid: int) -> bool:
 def _hand_over(notifier: Notifier, pid: int) -> None:
     """Name the main process, and wait until the manager has read that: it looks up who said it while that one lives."""
     address = os.environ[SOCKET_VARIABLE]
-    notifier.say(f"MAINPID={pid}", "READY=1")
+    notifier.say(f"MAINPID={pid}", "READY=1", f"STATUS=joined the launcher, pid {pid}, which others have brought back")
     reading, writing = os.pipe()
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as speaker:

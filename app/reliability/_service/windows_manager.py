@@ -99,7 +99,7 @@ class WindowsManager:
 
     def advice(self, name: str) -> str:
         """Return the command that shows the task."""
-        return f"schtasks /Query /TN {name} /V /FO LIST"
+        return f"schtasks /Query /TN {name} /V"
 
 
 def _registered(path: str) -> str:
