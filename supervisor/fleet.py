@@ -4,10 +4,10 @@ import os
 import selectors
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Final
 
 from actors.runtime.arguments import ProcessArguments
-from actors.runtime.identity import ProcessIdentity, boot_id
+from actors.runtime.identity import ProcessIdentity, boot_id, identity_of
 from actors.runtime.liveness import LauncherRecord, ProcessKind, ProcessRecord, ProcessState, Slot, Verdict
 from actors.runtime.paths import STACKS_DIR
 from actors.runtime.programs import Ready, invocation_id, output_path
@@ -16,19 +16,23 @@ from supervisor.core import Child
 from supervisor.ground import Ground
 from supervisor.last_words import FATAL_SIGNALS, with_last_words, with_stacks
 from supervisor.model import Exit, State
-from supervisor.notify import Life
+from supervisor.notify import Life, belongs
 from supervisor.port import ExitStatus, Launch, Process, ProcessControl, ProgramLaunch
 from supervisor.programs import environment_of
 from supervisor.settings import Definition, Settings
 from supervisor.slots import how_it_ended, record_of, says_ready
 from supervisor.tree import end_carriers
 
+RELOADING: Final = "reloading"
+"""The activity of a program that says so."""
+
 
 @dataclass(slots=True)
 class _Berth:
     """One process's place: what belongs there, its slot, who is there now, and what the board says of it.
 
-    A program writes nothing there itself: `own` is what is said in its place, and `hang_timeout_s` what it wishes.
+    A program writes nothing there itself: `own` is what is said in its place, `hang_timeout_s` what it wishes, and
+    `errno` the error that it has met.
     """
 
     definition: Definition
@@ -40,6 +44,7 @@ class _Berth:
     own: dict[str, Any] = field(default_factory=dict)
     own_shown: ProcessRecord | None = None
     hang_timeout_s: float | None = None
+    errno: int = 0
 
 
 class Fleet:
@@ -50,6 +55,7 @@ class Fleet:
     ) -> None:
         """Nobody is there yet. `notify_sockets` may name where a program is heard, before it is started."""
         self.notify_sockets: dict[str, str] = {}
+        self._former: list[Process] = []
         self._settings = settings
         self._ground = ground
         self._control = control
@@ -72,7 +78,8 @@ class Fleet:
     @property
     def needs_polling(self) -> bool:
         """Whether some process's exit makes no descriptor readable."""
-        return any(berth.process and berth.process.exit_fd is None for berth in self._berths.values())
+        present = [berth.process for berth in self._berths.values() if berth.process]
+        return any(process.exit_fd is None for process in (*present, *self._former))
 
     @property
     def anybody(self) -> bool:
@@ -107,7 +114,7 @@ class Fleet:
             OSError: the system has no room for it.
         """
         berth = self._berths[child.spec.name]
-        berth.own, berth.hang_timeout_s = {}, None
+        berth.own, berth.hang_timeout_s, berth.errno = {}, None, 0
         self._show(berth, child, now)
         launch = self._program_launch(berth, child) or self._own_launch(berth, child)
         process = self._control.spawn(launch)
@@ -164,14 +171,32 @@ class Fleet:
 
     def ended(self) -> Iterator[tuple[str, int, Exit]]:
         """Yield name, life and end of every process that has ended since the last call."""
+        for process in [process for process in self._former if process.poll_exit() is not None]:
+            self._former.remove(process)
+            self._put_away(process)
         for name, berth in self._berths.items():
             status = berth.process.poll_exit() if berth.process is not None else None
             if berth.process is not None and status is not None:
-                if berth.process.exit_fd is not None:
-                    self._selector.unregister(berth.process.exit_fd)
-                berth.process.close()
+                self._put_away(berth.process)
                 berth.process = None
                 yield name, berth.incarnation, self._exit(berth, status)
+
+    def _put_away(self, process: Process) -> None:
+        if process.exit_fd is not None:
+            self._selector.unregister(process.exit_fd)
+        process.close()
+
+    def follow(self, name: str, pid: int) -> None:
+        """Hold another process of a program for its main one from now on, if there is such a one."""
+        berth, life = self._berths[name], self.life(name)
+        before, identity = berth.process, identity_of(pid)
+        if before is None or life is None or identity is None or identity == before.identity or not belongs(pid, life):
+            return
+        process = self._control.adopt(identity, life.invocation)
+        if process is not None:
+            before.let_go()
+            self._former.append(before)
+            self._take(berth, process, berth.incarnation)
 
     def newly_ready(self, children: Mapping[str, Child]) -> list[Child]:
         """Return those that were starting and now say that they are ready."""
@@ -230,6 +255,21 @@ class Fleet:
         """Say on the board, in a program's place, what it says of its present life: fields of `ProcessRecord`."""
         self._berths[name].own |= values
 
+    def set_reloading(self, name: str, reloading: bool) -> None:
+        """Show that a program reloads, or that it does no longer."""
+        slot = self._berths[name].slot
+        if reloading or slot.read_activity() == RELOADING:
+            slot.set_activity(RELOADING if reloading else "")
+
+    def set_errno(self, name: str, number: int) -> None:
+        """Remember the error that the present life of a program has met; its end is told with it."""
+        self._berths[name].errno = number
+
+    def heeds_ready(self, name: str) -> bool:
+        """Tell whether a program's own word makes it ready: not where its probe is to show it."""
+        program = self._berths[name].definition.program
+        return program is not None and program.ready is not Ready.PROBE
+
     def set_hang_timeout(self, name: str, seconds: float) -> None:
         """Set how long the present life of a program may be silent."""
         self._berths[name].hang_timeout_s = seconds
@@ -253,9 +293,13 @@ class Fleet:
         for berth in self._berths.values():
             if berth.process is not None:
                 berth.process.close()
+        for process in self._former:
+            process.close()
 
     def _exit(self, berth: _Berth, status: ExitStatus) -> Exit:
         exit_ = how_it_ended(berth.slot.watchdog.read(), berth.incarnation, status)
+        if berth.errno:
+            exit_ = replace(exit_, reason=f"{exit_.reason}, having said {os.strerror(berth.errno)!r}")
         if status.signal in FATAL_SIGNALS and not exit_.evidence:
             return with_stacks(exit_, self._ground.runtime_dir, berth.definition, berth.incarnation)
         return with_last_words(exit_, self._stderr_path(berth.definition.name))

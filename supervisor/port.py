@@ -87,6 +87,9 @@ class Process(Protocol):
     def poll_exit(self) -> ExitStatus | None:
         """Return how it ended, after killing what is left of its tree and reaping it; None while it lives."""
 
+    def let_go(self) -> None:
+        """Kill nothing when it ends: another process has taken its place, and holds what there is of its tree."""
+
     def terminate(self, *, thaw: bool) -> None:
         """Ask it and its group to leave; `thaw` wakes stopped members up to hear it. Remembers the tree first."""
 

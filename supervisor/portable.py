@@ -36,6 +36,7 @@ class PortableProcess:
         """Hold a process; `child` if we started it ourselves; whoever carries `invocation` ends with it."""
         self.identity = identity
         self._invocation = invocation
+        self._let_go = False
         self._child = child
         self._tree: list[psutil.Process] = []
 
@@ -63,6 +64,10 @@ class PortableProcess:
         if code is None:  # not yet a child that can be waited for: look again
             return None
         return ExitStatus(signal=-code) if code < 0 else ExitStatus(exit_code=code)
+
+    def let_go(self) -> None:
+        """See `Process`."""
+        self._let_go = True
 
     def terminate(self, *, thaw: bool) -> None:
         """See `Process`. On Windows the group gets CTRL_BREAK, which Python programs see as SIGBREAK."""
@@ -100,6 +105,8 @@ class PortableProcess:
 
     def _kill_rest(self) -> None:
         """Kill what is left of the group and of the remembered tree; on Windows, of the orphans too."""
+        if self._let_go:
+            return
         if sys.platform == "win32":
             self._tree += _orphans(self.identity)
         elif self._owns_number():

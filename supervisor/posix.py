@@ -70,6 +70,7 @@ class PosixProcess:
         self._gate = gate
         self._order = b""
         self._invocation = ""
+        self._let_go = False
         self._tree: list[ProcessIdentity] = []
 
     @property
@@ -121,6 +122,10 @@ class PosixProcess:
         by_signal = ended.si_code != os.CLD_EXITED
         return ExitStatus(signal=ended.si_status) if by_signal else ExitStatus(exit_code=ended.si_status)
 
+    def let_go(self) -> None:
+        """See `Process`."""
+        self._let_go = True
+
     def terminate(self, *, thaw: bool) -> None:
         """See `Process`."""
         self._remember_tree()
@@ -169,7 +174,9 @@ class PosixProcess:
         return fields is not None and int(fields[_START_TIME]) == self.identity.start_time
 
     def _kill_rest(self) -> None:
-        """Kill what is left of the session and of the remembered tree."""
+        """Kill what is left of the session and of the remembered tree, if that is not another's by now."""
+        if self._let_go:
+            return
         for member in session_members(self.identity):
             _signaller.send(member, signal.SIGKILL)
         for descendant in self._tree:

@@ -231,6 +231,12 @@ class Shell:
     def _heard(self, name: str, incarnation: int, message: Message, now: float) -> None:
         if message.hang_timeout_s is not None:
             self._fleet.set_hang_timeout(name, message.hang_timeout_s)
+        if message.main_pid:
+            self._fleet.follow(name, message.main_pid)
+        if message.errno:
+            self._fleet.set_errno(name, message.errno)
+        if message.reloading or message.ready:
+            self._fleet.set_reloading(name, message.reloading)
         if message.status is not None:
             self._fleet.set_activity(name, message.status)
         if message.stacks_signal:
@@ -241,7 +247,7 @@ class Shell:
             self._core.extend(name, message.extend_s, now)
         if message.stopping:
             self._core.says_stopping(name, incarnation)
-        if message.ready:
+        if message.ready and self._fleet.heeds_ready(name):
             self._became_ready(name, incarnation, now)
         if message.hung:
             self._do(self._core.judged_hung(name, incarnation, "the program said so itself", "", now))

@@ -128,3 +128,64 @@ def test_a_daemon_made_for_systemd_runs_unmodified(system: System) -> None:
     before = system.pid("redis")
     system.signal("redis", signal.SIGKILL)
     wait_until(lambda: system.replaced("redis", before), 30, "redis is ready again")
+
+
+FORKS = """
+import os, socket, sys, time
+def tell(text):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+        notify.sendto(text.encode(), os.environ["NOTIFY_SOCKET"])
+if os.fork():
+    os._exit(0) if sys.argv[1] == "early" else time.sleep(1000)
+else:
+    os.setsid()
+    tell(f"MAINPID={os.getpid()}\\nREADY=1")
+    time.sleep(1000)
+"""
+
+
+def test_another_main_process_takes_the_place_of_the_first_one() -> None:
+    with running(config=MANY_RESTARTS) as system:
+        words = [sys.executable, "-c", FORKS, "late"]
+        assert system.relctl("run", "--name", "forks", "--ready", "notify", "--", *words).returncode == 0
+        wait_until(lambda: system.ready("forks"), 30, "it is ready")
+        main = system.pid("forks")
+        parent = int(Path(f"/proc/{main}/stat").read_text().rpartition(")")[2].split()[1])
+        os.kill(parent, signal.SIGKILL)
+        wait_until(lambda: not os.path.exists(f"/proc/{parent}"), 30, "the first one is gone and reaped")
+        launcher = system.pid("launcher")
+        system.signal("launcher", signal.SIGKILL)
+        wait_until(lambda: system.replaced("launcher", launcher), 30, "the launcher is replaced")
+        wait_until(lambda: system.ready("forks"), 30, "it is adopted")
+        assert system.pid("forks") == main
+        os.kill(main, signal.SIGKILL)
+        wait_until(lambda: system.replaced("forks", main), 30, "its main process is replaced")
+        again = system.pid("forks")
+        assert system.relctl("stop", "forks").returncode == 0
+        wait_until(lambda: not os.path.exists(f"/proc/{again}"), 30, "it is gone")
+
+
+def test_only_its_probe_makes_a_program_with_one_ready_and_an_error_it_names_is_told(tmp_path: Path) -> None:
+    says = """
+import os, socket, sys, time
+with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+    notify.sendto(b"READY=1\\nRELOADING=1\\nERRNO=98", os.environ["NOTIFY_SOCKET"])
+while not os.path.exists(sys.argv[1]):
+    time.sleep(0.02)
+if os.path.exists(sys.argv[1] + ".fail"):
+    sys.exit(1)
+time.sleep(1000)
+"""
+    healthy = tmp_path / "healthy"
+    command = json.dumps([sys.executable, "-c", says, str(healthy)])
+    probe = json.dumps(["test", "-e", str(healthy)])
+    program = f'[program.probed]\ncommand = {command}\nprobe = {{command = {probe}}}\nrestart = "never"\n'
+    with running(config=MANY_RESTARTS + program) as system:
+        wait_until(lambda: system.pid("probed") != 0, 30, "it is there")
+        slot = system.board.find("probed")[0]
+        wait_until(lambda: slot.read_activity() == "reloading", 30, "it is heard")
+        assert system.state("probed") == "starting"
+        (tmp_path / "healthy.fail").touch()
+        healthy.touch()
+        wait_until(lambda: system.state("probed") == "stopped", 30, "it failed")
+        assert "having said 'Address already in use'" in system.relctl("why", "probed").stdout
