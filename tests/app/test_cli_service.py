@@ -216,9 +216,7 @@ def test_what_fails_half_way_leaves_all_as_it_was(
 
 
 def test_a_start_that_fails_is_told_and_the_check_goes_on(machine: Machine, relctl: Relctl) -> None:
-    machine.fail("relctl.service")
     machine.fail("enable-linger")
-    (machine.directory / "fail-relctl.service").unlink()
     done = relctl("service", "install")
     assert done.code == 0
     assert "It starts once you log in: no enable-linger today" in done.out
@@ -271,13 +269,13 @@ def test_the_check_has_the_manager_start_what_is_missing(machine: Machine, relct
 
 
 @pytest.fixture
-def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], list[str]]]:
+def manager(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], list[str]]]:
     """What was said to a service manager, since the last time."""
-    path = f"/tmp/relctl-{os.getpid()}.notify"
+    name = f"relctl-manager-{os.getpid()}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
-        listener.bind(path)
+        listener.bind(f"\0{name}")
         listener.setblocking(False)
-        monkeypatch.setenv("NOTIFY_SOCKET", path)
+        monkeypatch.setenv("NOTIFY_SOCKET", f"@{name}")
 
         def said() -> list[str]:
             found: list[str] = []
@@ -288,7 +286,6 @@ def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
                     return found
 
         yield said
-    os.unlink(path)
 
 
 def _join(conditions: list[Condition], slept: Callable[[float], None] = lambda _: None) -> bool:
