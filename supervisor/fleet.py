@@ -65,12 +65,12 @@ class Fleet:
             for definition in settings.definitions
         }
 
-    def _go_on(self, berth: _Berth) -> None:
+    def _go_on(self, berth: _Berth, *, heard: bool) -> None:
         """Go on saying of a program what the launcher before has said of this life."""
         record, shown = berth.slot.process.read(), berth.slot.launcher.read()
         if berth.definition.program is None or record is None or record.incarnation != berth.incarnation:
             return
-        said = ("judged_by", "stacks_signal")
+        said = ("judged_by", "stacks_signal") if heard else ("stacks_signal",)
         berth.own = {key: getattr(record, key) for key in said if hasattr(record, key)}
         if shown is not None and shown.incarnation == berth.incarnation:
             berth.hang_timeout_s = shown.hang_timeout_ms / 1000
@@ -86,13 +86,13 @@ class Fleet:
         """Whether a process is left."""
         return any(berth.process for berth in self._berths.values())
 
-    def adopt(self, name: str, incarnation: int, identity: ProcessIdentity) -> bool:
-        """Take over a running process; False if it is gone."""
+    def adopt(self, name: str, incarnation: int, identity: ProcessIdentity, *, heard: bool = False) -> bool:
+        """Take over a running process; False if it is gone. `heard`: a program's beats reach us still."""
         process = self._control.adopt(identity, self._invocation(name, incarnation))
         if process is not None:
             berth = self._berths[name]
             self._take(berth, process, incarnation)
-            self._go_on(berth)
+            self._go_on(berth, heard=heard)
         return process is not None
 
     def end_rest(self, name: str, incarnation: int) -> None:

@@ -4,7 +4,7 @@ import array
 import os
 import selectors
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -36,7 +36,12 @@ class Life:
 
 
 class Notifications:
-    """Hears programs. `refused` counts what was not heard: of strangers, or no message."""
+    """Hears programs.
+
+    Attributes:
+        refused: what was not heard: of strangers, or no message.
+        revision: how often `sockets` has changed.
+    """
 
     def __init__(
         self,
@@ -54,11 +59,13 @@ class Notifications:
             heard: is told name, life, message and time, in the order in which the messages came.
         """
         self.refused = 0
+        self.revision = 0
         self._runtime_dir = runtime_dir
         self._selector = selector
         self._life_of = life_of
         self._heard = heard
         self._sockets: dict[str, socket.socket] = {}
+        self._inherited: dict[str, socket.socket] = {}
         self._told, self._told_at = 0, 0.0
 
     def open(self, name: str) -> str | None:
@@ -68,6 +75,9 @@ class Notifications:
             return path
         if not HAS_CREDENTIALS:
             return None
+        if name in self._inherited:
+            self._listen(name, self._inherited.pop(name))
+            return path
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
@@ -79,14 +89,30 @@ class Notifications:
         except OSError:
             listener.close()
             return None
-        self._sockets[name] = listener
-        self._selector.register(listener, selectors.EVENT_READ, lambda _mask, now: self._drain(name, now))
+        self._listen(name, listener)
         return path
+
+    @property
+    def sockets(self) -> Mapping[str, socket.socket]:
+        """Where programs are heard, by name."""
+        return self._sockets
+
+    def inherit(self, sockets: Mapping[str, socket.socket]) -> None:
+        """Have `open` take these, of a launcher before, instead of new ones; what it has not taken so far is closed."""
+        for listener in self._inherited.values():
+            listener.close()
+        self._inherited = dict(sockets)
+
+    def _listen(self, name: str, listener: socket.socket) -> None:
+        self._sockets[name] = listener
+        self.revision += 1
+        self._selector.register(listener, selectors.EVENT_READ, lambda _mask, now: self._drain(name, now))
 
     def close(self, name: str) -> None:
         """Listen to a program no more."""
         listener = self._sockets.pop(name, None)
         if listener is not None:
+            self.revision += 1
             self._selector.unregister(listener)
             listener.close()
             try:

@@ -7,6 +7,7 @@ connections, signals) or the next deadline.
 import json
 import os
 import selectors
+import socket
 import time
 from collections import deque
 from collections.abc import Iterable
@@ -21,7 +22,7 @@ from actors.runtime.process import register_stacks
 from actors.runtime.verdict import next_tick
 from actors.runtime.version import VERSION
 from protocol.errors import ErrorCode, LocalError, ReliabilityError
-from protocol.names import BROKER, LAUNCHER
+from protocol.names import BROKER, LAUNCHER, WATCHDOG
 from protocol.severity import Severity
 from supervisor import console
 from supervisor.control import ControlServer, Refusals, Request, listen_local, listen_tcp
@@ -30,6 +31,7 @@ from supervisor.core import Supervisor
 from supervisor.desk import Desk
 from supervisor.fleet import Fleet
 from supervisor.ground import Ground, clear, run_info
+from supervisor.keeping import keep, kept
 from supervisor.memory import Moment, RestartsFile
 from supervisor.model import (
     Effect,
@@ -127,6 +129,7 @@ class Shell:
         self._changed = False
         self._exit_code: int | None = None
         self._announced = False
+        self._kept_by = (0, 0)
 
     # --- from beginning to end ------------------------------------------------------------------------------------
 
@@ -164,9 +167,12 @@ class Shell:
         self._show_own(now)  # and nothing of the others yet: what the board says of them is still needed
         if not taken.running:
             self._prepare()
+        kept = self._kept(taken)
+        self._notify.inherit(kept)
         for name, identity in taken.running.items():
-            self._fleet.adopt(name, taken.found[name].incarnation, identity)
+            self._fleet.adopt(name, taken.found[name].incarnation, identity, heard=name in kept)
             self._listen(name)
+        self._notify.inherit({})
         for name in taken.found.keys() - taken.running.keys():
             self._fleet.end_rest(name, taken.found[name].incarnation)
         if taken.predecessor is not None:
@@ -178,6 +184,11 @@ class Shell:
         self._show(now)
         if taken.running:
             self._prepare()  # only now: nobody waits for it
+
+    def _kept(self, taken: Takeover) -> dict[str, socket.socket]:
+        """Return the programs' sockets that have outlived the launcher before, with what waits in them."""
+        gentle = any(self._core.children[name].spec.gentle for name in taken.running)
+        return kept(self._ground.runtime_dir) if gentle and WATCHDOG in taken.running else {}
 
     def _turn(self) -> None:
         ready = self._selector.select(self._wait_s(time.monotonic()))
@@ -196,12 +207,22 @@ class Shell:
             self._tick(now)
         self._do(self._core.turn(now))
         self._show(now)
+        self._have_kept()
         if self._upward is not None:
             self._upward.turn(now, self._standing())
         calm = now >= self._calm_at and not self._is_starting()
         self._copies.poll(hurried=not calm)
         if calm and self._core.phase is Phase.RUNNING:
             self._port.provide()
+
+    def _have_kept(self) -> None:
+        """Have the watchdog hold the programs' sockets too, whenever they or it have changed."""
+        revision = self._notify.revision
+        watchdog = self._core.children.get(WATCHDOG)
+        if revision and watchdog is not None and watchdog.state is State.READY:
+            wanted = (watchdog.incarnation, revision)
+            if wanted != self._kept_by and keep(self._ground.runtime_dir, self._notify.sockets):
+                self._kept_by = wanted
 
     def _tick(self, now: float) -> None:
         self._server.expire(now)

@@ -25,6 +25,7 @@ OUTPUT_FILE: Final = "output.log"
 OUTPUTS_KEPT: Final = 5
 """Outputs of former lives that are kept, as output.log.1 to output.log.5."""
 NOTIFY_DIR: Final = "notify"
+KEEPER_FILE: Final = "keeper"
 INVOCATION_VARIABLE: Final = "RELIABILITY_INVOCATION_ID"
 PROGRAM_VARIABLE: Final = "RELIABILITY_PROGRAM"
 NAME_LENGTH_MAX: Final = 32
@@ -271,6 +272,11 @@ def output_path(data_dir: str, name: str) -> str:
 def notify_path(runtime_dir: str, name: str) -> str:
     """Return the socket that a program notifies."""
     return os.path.join(runtime_dir, NOTIFY_DIR, name)
+
+
+def keeper_path(runtime_dir: str) -> str:
+    """Return the socket on which the watchdog takes in the programs' sockets."""
+    return os.path.join(runtime_dir, KEEPER_FILE)
 
 
 def invocation_id(boot: str, data_dir: str, name: str, incarnation: int) -> str:

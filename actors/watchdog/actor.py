@@ -4,12 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from actors.runtime.actor import Actor, Context
+from actors.runtime.liveness import LAUNCHER_SLOT
 from actors.runtime.operations import Operation, Request
 from actors.runtime.process import ProcessRuntime
 from actors.watchdog.config import WatchdogConfig
 from actors.watchdog.core import Watch
 from actors.watchdog.effects import ASK_LAUNCHER_S_MAX, Effects
 from actors.watchdog.evidence import EvidenceStore
+from actors.watchdog.keeper import Keeper
 from actors.watchdog.program_effects import Programs
 from protocol.errors import ErrorCode, RemoteError
 
@@ -22,7 +24,11 @@ FORWARD_LEASE_CAP_S: Final = 2 * ASK_LAUNCHER_S_MAX
 
 
 class Watchdog(Actor):
-    """Judges every process; answers for its verdicts, and for the launcher, which has no service of its own."""
+    """Judges every process; answers for its verdicts, and for the launcher, which has no service of its own.
+
+    Attributes:
+        keeper: what it keeps for the next launcher.
+    """
 
     def __init__(self, runtime: ProcessRuntime) -> None:
         """Read the configuration and the board; nobody is judged before the first tick."""
@@ -33,6 +39,7 @@ class Watchdog(Actor):
         self._core = Watch(self.tick_s)
         self._evidence = EvidenceStore(runtime.arguments.runtime_dir, config.evidence_files_max)
         self._effects = Effects(runtime, self._evidence)
+        self.keeper = Keeper(runtime.arguments.runtime_dir)
         self._programs = Programs(runtime, self._evidence, self.tick_s)
 
     def operations(self) -> Sequence[Operation]:
@@ -55,8 +62,11 @@ class Watchdog(Actor):
         )
 
     def on_start(self, context: Context) -> None:
-        """Take in at once what probes find."""
+        """Take in at once what probes find, and what the launcher wants kept."""
         self._programs.begin(context.publish, context.post)
+        descriptor = self.keeper.open()
+        if descriptor is not None:
+            context.register(descriptor, self.keeper.take)
 
     def on_tick(self, context: Context, now: float) -> None:
         """Look at everybody, and act."""
@@ -64,6 +74,7 @@ class Watchdog(Actor):
         for effect in self._core.step(now, subjects, stopping=self._runtime.board.stopping):
             self._effects.perform(effect, now)
         self._programs.step(now)
+        self.keeper.tick(now, self._runtime.board.slots[LAUNCHER_SLOT].read_tick())
         self._effects.note_clocks()
 
     def status(self) -> Mapping[str, Any]:

@@ -12,8 +12,8 @@ state     nothing, from the second look on        that it is there
 
 So nobody is found before its timeout is over: it moved after the look before the one that first shows it stopped.
 
-A program that was beating under a launcher before this one is judged by its state until it beats again: one that had
-connected to the socket of a launcher that is dead is not heard any more, and nothing tells it.
+A launcher that hears a program no more - it has begun with a new socket, and the program is connected to the old one -
+says so on the board, and the program is judged by its probe or its state until it is heard again.
 
 Beats wait in a socket while the launcher stands still, so such ticks do not count (`ProgramWatch`):
 
@@ -86,11 +86,6 @@ class Progress:
         """Forget all but those in the slots `keys`."""
         for key in set(self._last).difference(keys):
             del self._last[key], self._counts[key]
-
-
-def judged_by(said: str, beat_at_ms: int, launcher_since_ms: int) -> str:
-    """Return by what a program is to be judged: what the board says, unless its last beat is of a former launcher."""
-    return "state" if said == "beats" and beat_at_ms < launcher_since_ms else said
 
 
 def _moved(last: Shown, now: Shown) -> bool:

@@ -31,7 +31,7 @@ from actors.watchdog.core import AskStacks, Condemn, Doubted, Effect, Finding, P
 from actors.watchdog.errands import Errands
 from actors.watchdog.evidence import EvidenceStore
 from actors.watchdog.probes import ask
-from actors.watchdog.program_core import ProbeBook, ProgramWatch, Progress, Shown, judged_by, probe_pace
+from actors.watchdog.program_core import ProbeBook, ProgramWatch, Progress, Shown, probe_pace
 from actors.watchdog.trees import facts_of, tree_memory
 
 HUNG_TOPIC: Final = "program.hung"
@@ -132,14 +132,13 @@ class Programs:
     def _subjects(self) -> Iterator[Subject]:
         """Yield those that may be judged: past their start, and not on their way out."""
         suspects = self._watch.suspects
-        launcher = self._board.slots[LAUNCHER_SLOT].launcher.read()
         for key, program in self._programs.items():
             record, own = program.record, program.own
             if own is None or own.state != ProcessState.READY or record.state != ProcessState.READY:
                 continue
             state = self._eyes.state_of(program.identity)
             life, beat = record.incarnation, self._board.slots[key].read_beat()
-            by = judged_by(own.judged_by, beat.tick_ms, launcher.started_ms if launcher is not None else 0)
+            by = own.judged_by
             shown = Shown(life, by, beat.tick, self._probes.answers(key, life), state)
             seen = Observation(
                 key=key,

@@ -189,3 +189,60 @@ time.sleep(1000)
         healthy.touch()
         wait_until(lambda: system.state("probed") == "stopped", 30, "it failed")
         assert "having said 'Address already in use'" in system.relctl("why", "probed").stdout
+
+
+CONNECTED = """
+import os, socket, sys, time
+notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+notify.connect(os.environ["NOTIFY_SOCKET"])
+while not os.path.exists(sys.argv[1]):
+    time.sleep(0.02)
+notify.send(b"READY=1")
+open(sys.argv[1] + ".said", "w").close()
+while True:
+    notify.send(b"WATCHDOG=1")
+    time.sleep(0.5)
+"""
+
+
+def test_who_connected_once_is_heard_by_the_next_launcher_with_what_it_said_meanwhile(
+    tmp_path: Path,
+) -> None:
+    go = tmp_path / "go"
+    command = json.dumps([sys.executable, "-c", CONNECTED, str(go)])
+    program = f'[program.connected]\ncommand = {command}\nready = "notify"\nhang_timeout_s = 5\nrestart_max = 1\n'
+    with running(config=MANY_RESTARTS + program) as system:
+        wait_until(lambda: system.pid("connected") != 0, 30, "it is there")
+        main, launcher = system.pid("connected"), system.pid("launcher")
+        system.wait_whole(30)
+        wait_until(lambda: keeps(system, "connected"), 30, "the watchdog keeps its socket")
+        system.signal("launcher", signal.SIGSTOP)
+        go.touch()
+        wait_until((tmp_path / "go.said").exists, 30, "it says that it is ready")
+        system.signal("launcher", signal.SIGKILL)
+        wait_until(lambda: system.replaced("launcher", launcher), 30, "the launcher is replaced")
+        wait_until(lambda: system.ready("connected"), 30, "what it said is heard")
+        slot = system.board.find("connected")[0]
+        wait_until(lambda: slot.process.read().judged_by == "beats", 30, "it is judged by its beats")
+        wait_until(lambda: keeps(system, "connected"), 30, "the watchdog keeps its socket for this launcher too")
+        second = system.pid("launcher")
+        system.signal("launcher", signal.SIGKILL)
+        wait_until(lambda: system.replaced("launcher", second), 30, "the launcher is replaced again")
+        assert system.pid("connected") == main
+        assert slot.process.read().judged_by == "beats"
+        os.kill(main, signal.SIGSTOP)
+        wait_until(lambda: system.replaced("connected", main), 30, "it is replaced for its silence")
+
+
+def keeps(system: System, name: str) -> bool:
+    """Whether the watchdog holds the socket that is bound where the program speaks."""
+    path = notify_path(str(system.runtime_dir), name)
+    lines = Path("/proc/net/unix").read_text().splitlines()
+    inodes = {f"socket:[{line.split()[6]}]" for line in lines if line.endswith(" " + path)}
+    held = set()
+    for entry in Path(f"/proc/{system.pid('watchdog')}/fd").iterdir():
+        try:
+            held.add(os.readlink(entry))
+        except OSError:
+            continue
+    return bool(inodes & held)

@@ -15,7 +15,6 @@ from actors.watchdog.program_core import (
     ProgramWatch,
     Progress,
     Shown,
-    judged_by,
     probe_pace,
 )
 
@@ -122,14 +121,6 @@ def test_what_counts_as_progress(judged_by: str, change: dict[str, object], move
     shown = Shown(1, judged_by, 0, 0, "S")
     before = progress.step(KEY, shown)
     assert (progress.step(KEY, replace(shown, **change)) != before) is moved  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("said", "beat_at_ms", "by"),
-    [("beats", 5000, "beats"), ("beats", 4999, "state"), ("probe", 0, "probe"), ("state", 0, "state")],
-)
-def test_beats_count_once_the_present_launcher_has_heard_one(said: str, beat_at_ms: int, by: str) -> None:
-    assert judged_by(said, beat_at_ms, 5000) == by
 
 
 @pytest.mark.parametrize(("before", "after", "moved"), [("T", "T", False), ("t", "T", False), ("T", "S", True)])
