@@ -10,8 +10,18 @@ GUIDE = ROOT / "docs" / "operating.md"
 HEADING = "## The audit trail"
 SOURCES = ("protocol", "broker", "actors", "supervisor", "app")
 
-PLACES = {"log": 1, "say": 1, "Say": 1, "log_event": 3, "Event": 4, "record": 1, "_event": 1, "_report": 2, "_log": 1}
-"""Functions that write an event, by the last part of their name, and where its type stands among their arguments."""
+PLACES = {
+    "log": (1, 2),
+    "say": (1,),
+    "Say": (1,),
+    "log_event": (3,),
+    "Event": (4,),
+    "record": (1,),
+    "_event": (1,),
+    "_report": (2,),
+    "_log": (1,),
+}
+"""Functions that write an event, by the last part of their name, and where its type may stand among their arguments."""
 FORMATTED = {
     "{op}_requested": {"restart_requested", "start_requested", "stop_requested"},
     "sqlite_{severity.lower()}": {"sqlite_notice", "sqlite_warn", "sqlite_error"},
@@ -56,9 +66,7 @@ def _types(node: ast.AST) -> Iterator[ast.expr]:
 def _type_arguments(call: ast.Call) -> Iterator[ast.expr]:
     name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
     yield from (keyword.value for keyword in call.keywords if keyword.arg == "event_type")
-    place = PLACES.get(name)
-    if place is not None and len(call.args) > place:
-        yield call.args[place]
+    yield from (call.args[place] for place in PLACES.get(name, ()) if len(call.args) > place)
 
 
 def _values(expression: ast.expr, constants: dict[str, str]) -> set[str]:
