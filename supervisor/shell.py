@@ -59,6 +59,7 @@ from supervisor.signals import Signals
 from supervisor.slots import record_of_launcher
 from supervisor.takeover import Takeover, take_over
 from supervisor.upward import Standing, upward_of
+from supervisor.wake import Wake
 from supervisor.watch import Watch
 
 READINESS_POLL_S: Final = 0.005
@@ -106,6 +107,7 @@ class Shell:
         self._memory = RestartsFile(self._runtime(paths.RESTARTS_FILE), self._data(paths.RESTARTS_FILE), self._copies)
         self._fleet = Fleet(settings, ground, control, self._selector)
         self._notify = Notifications(ground.runtime_dir, self._selector, self._fleet.life, self._heard)
+        self._wake = Wake(ground.runtime_dir, self._selector, lambda now: self._do(self._desk.hung(now)))
         self._watch = Watch(settings, ground)
         self._upward = upward_of(os.environ, os.getpid(), successor=settings.successor)
         self._slot = ground.board.slots[LAUNCHER_SLOT]
@@ -158,6 +160,7 @@ class Shell:
         self._server.close_inherited()
         self._fleet.close_inherited()
         self._notify.close_inherited()
+        self._wake.close()
         self._copies.close_inherited()
         self._signals.close_inherited()
 
@@ -276,6 +279,7 @@ class Shell:
     def _leave(self) -> None:
         """Remove what is left of the launcher itself: sockets, board, and whatever is no history."""
         self._server.close()
+        self._wake.close()
         self._tell_refused(self._refusals.rest(self._server.refused))
         self._port.dismiss()
         end = time.monotonic() + FAREWELL_S
@@ -300,6 +304,7 @@ class Shell:
                 pass
         self._port.dismiss()
         self._server.close()
+        self._wake.close()
         self._selector.close()
         self._ground.lock.release()
 

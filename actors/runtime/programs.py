@@ -26,6 +26,7 @@ OUTPUTS_KEPT: Final = 5
 """Outputs of former lives that are kept, as output.log.1 to output.log.5."""
 NOTIFY_DIR: Final = "notify"
 KEEPER_FILE: Final = "keeper"
+WAKE_FILE: Final = "wake"
 INVOCATION_VARIABLE: Final = "RELIABILITY_INVOCATION_ID"
 PROGRAM_VARIABLE: Final = "RELIABILITY_PROGRAM"
 NAME_LENGTH_MAX: Final = 32
@@ -277,6 +278,11 @@ def notify_path(runtime_dir: str, name: str) -> str:
 def keeper_path(runtime_dir: str) -> str:
     """Return the socket on which the watchdog takes in the programs' sockets."""
     return os.path.join(runtime_dir, KEEPER_FILE)
+
+
+def wake_path(runtime_dir: str) -> str:
+    """Return the socket on which the launcher is told that there is a verdict."""
+    return os.path.join(runtime_dir, WAKE_FILE)
 
 
 def invocation_id(boot: str, data_dir: str, name: str, incarnation: int) -> str:

@@ -5,8 +5,10 @@ a tree's memory, a look at what a process has open - runs on a thread of its own
 """
 
 import os
+import socket
 import time
 from collections.abc import Callable, Hashable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -24,7 +26,7 @@ from actors.runtime.liveness import (
     WatchdogRecord,
 )
 from actors.runtime.process import ProcessRuntime
-from actors.runtime.programs import ProgramSpec
+from actors.runtime.programs import ProgramSpec, wake_path
 from actors.runtime.signalling import Presence, signaller
 from actors.runtime.verdict import Cause, Judgement, Observation, Stage, Standing
 from actors.watchdog.core import AskStacks, Condemn, Doubted, Effect, Finding, PutOff, Subject, Tell, Warn
@@ -289,6 +291,7 @@ class Programs:
             evidence = ""
             self._runtime.log("ERROR", "evidence_lost", f"evidence on {record.name} cannot be kept: {error}")
         slot.watchdog.write(WatchdogRecord(record.incarnation, Verdict.HUNG, cause, int(now * 1000), evidence))
+        _wake_launcher(self._runtime.arguments.runtime_dir)
         self._runtime.log(
             "ERROR",
             "process_hung",
@@ -306,3 +309,11 @@ class Programs:
 
 def _nobody(topic: str, value: Any) -> None:
     """Publish nothing: nobody listens yet."""
+
+
+def _wake_launcher(runtime_dir: str) -> None:
+    """Have the launcher look at the board now; one that cannot be told looks at its next tick."""
+    if hasattr(socket, "AF_UNIX"):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as speaker, suppress(OSError):
+            speaker.setblocking(False)
+            speaker.sendto(b"\0", wake_path(runtime_dir))
