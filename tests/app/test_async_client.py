@@ -156,8 +156,8 @@ def test_a_cancelled_call_leaves_nothing_behind(system: System) -> None:
 def test_closing_fails_what_is_under_way(system: System) -> None:
     async def main() -> None:
         client = AsyncClient(system.where.data_dir)
-        waiting = asyncio.create_task(client.call("shop", "wait"))
-        await client.call("shop", "ping")
+        waiting = asyncio.create_task(client.call("shop", "wait", timeout=PATIENCE_S))
+        await client.call("shop", "ping", timeout=PATIENCE_S)
         await client.close()
         with pytest.raises(LocalError):
             await waiting
