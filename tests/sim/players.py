@@ -410,7 +410,9 @@ class Launcher:
         self._show_child(name)
         self._explode()
         if world.rng.random() < world.trouble.no_room_share:
-            self._stillborn_free |= {name} & world.ledger.free_starts
+            before = world.ledger.last.get(name)
+            if name in world.ledger.free_starts or (before is not None and not before.failed):
+                self._stillborn_free.add(name)
             world.say(f"no room to start {name} {incarnation}")
             world.ledger.spawned(self._stillborn(name, incarnation))
             self.do(self.core.exited(name, incarnation, Exit("could not be started"), world.now))
