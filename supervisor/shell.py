@@ -160,7 +160,7 @@ class Shell:
         self._server.close_inherited()
         self._fleet.close_inherited()
         self._notify.close_inherited()
-        self._wake.close()
+        self._wake.close_inherited()
         self._copies.close_inherited()
         self._signals.close_inherited()
 

@@ -17,6 +17,7 @@ class Wake:
 
     def __init__(self, runtime_dir: str, selector: selectors.BaseSelector, woken: Callable[[float], None]) -> None:
         """Call `woken` with the time whenever somebody says that there is something to see."""
+        self._selector = selector
         self._woken = woken
         self._listener: socket.socket | None = None
         if not hasattr(socket, "AF_UNIX"):
@@ -36,7 +37,14 @@ class Wake:
         selector.register(listener, selectors.EVENT_READ, lambda _mask, now: self._take(listener, now))
 
     def close(self) -> None:
-        """Listen no more; in a forked child, leave it to the launcher."""
+        """Listen no more."""
+        if self._listener is not None:
+            self._selector.unregister(self._listener)
+            self._listener.close()
+            self._listener = None
+
+    def close_inherited(self) -> None:
+        """In a forked child: drop the descriptor, and leave the socket to the launcher."""
         if self._listener is not None:
             self._listener.close()
 

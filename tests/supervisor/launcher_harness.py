@@ -66,7 +66,8 @@ class DummySystem:
     def stop(self) -> None:
         """Have the launcher stop everything, and wait for it."""
         self.call("down")
-        assert self.launchers[-1].wait(PATIENCE_S) == 0
+        code = self.launchers[-1].wait(PATIENCE_S)
+        assert code == 0, f"the launcher left with {code}: {self.said()}"
 
     def destroy(self) -> None:
         """Kill whatever is left."""

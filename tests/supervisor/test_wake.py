@@ -40,6 +40,7 @@ def test_many_words_wake_it_once_a_turn_and_none_is_left(place: str) -> None:
         turn(selector, 3.0)
         assert woken == [2.0]
         wake.close()
+        assert not selector.get_map()
 
 
 def test_a_predecessors_socket_is_replaced_and_a_place_that_forbids_one_does_without(place: str) -> None:
