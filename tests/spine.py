@@ -33,6 +33,8 @@ from actors.runtime.transport import Lane, Transport, local_endpoints, new_curve
 ROOT = Path(__file__).parents[1]
 PATIENCE_S = 30.0
 """How long a test waits for something that should come at once."""
+PORT_ATTEMPTS = 5
+"""Between looking for a free port and binding to it others may take it."""
 SHOP = ("-m", "tests.shop")
 """What Python runs to be the actor of `tests.shop`."""
 
@@ -136,6 +138,10 @@ class System:
                 return said.state
         return "absent"
 
+    def has_ended(self, name: str) -> bool:
+        """Whether the present life of `name` is over."""
+        return self._processes[name].poll() is not None
+
     def forget_launcher(self) -> None:
         """Have the board show a launcher that is dead."""
         self._enter(LAUNCHER_SLOT, "launcher", ProcessKind.LAUNCHER, 0, 1)
@@ -197,13 +203,25 @@ def place(*, portable: bool = False, supervision: str = "tick_s = 0.02\n") -> It
         shutil.rmtree(data, ignore_errors=True)
 
 
+def _start_broker(system: System) -> None:
+    """Start the broker; on other ports if somebody else has taken one of these in the meantime."""
+    for _ in range(PORT_ATTEMPTS):
+        system.start("broker")
+        until(lambda: system.state("broker") == ProcessState.READY or system.has_ended("broker"), "the broker ready")
+        if not system.has_ended("broker"):
+            return
+        assert system.where.curve is not None, "the broker has ended, and it was no port that it lacked"
+        system.where.write_run(free_ports())
+    raise AssertionError(f"the broker found no ports in {PORT_ATTEMPTS} attempts")
+
+
 @contextmanager
 def shop_running(*, portable: bool = False) -> Iterator[System]:
     """Run a broker and the actor of `tests.shop`, and end them."""
     with place(portable=portable, supervision="") as where:
         system = System(where)
         try:
-            system.start("broker")
+            _start_broker(system)
             system.start("shop", *SHOP)
             until(lambda: system.state("shop") == ProcessState.READY, "the shop ready")
             yield system
