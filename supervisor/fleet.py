@@ -229,6 +229,17 @@ class Fleet:
         process = self._berths[name].process
         return process.identity.pid if process is not None else 0
 
+    def own_pids(self) -> list[int]:
+        """Return who is there now of our own processes."""
+        present = [berth for berth in self._berths.values() if berth.definition.program is None]
+        return [berth.process.identity.pid for berth in present if berth.process is not None]
+
+    def main_process(self, name: str) -> ProcessIdentity | None:
+        """Return a program's main process; None if there is none, and for a process of ours."""
+        berth = self._berths[name]
+        is_program = berth.process is not None and berth.definition.program is not None
+        return berth.process.identity if berth.process is not None and is_program else None
+
     def life(self, name: str) -> Life | None:
         """Return the present life of a program, or its last one; None before its first and after its removal."""
         berth = self._berths.get(name)

@@ -9,7 +9,7 @@ Two implementations: `posix` (fork, pidfd, sessions; Linux) and `portable` (exec
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -123,6 +123,20 @@ class ProcessControl(Protocol):
         """Take over a running process that somebody else started; None if it is gone.
 
         Whoever carries `invocation`, the id of a program's life, in its environment ends with it.
+        """
+
+    @property
+    def sees_orphans(self) -> bool:
+        """Whether who loses its parent below this launcher becomes its child, so that `orphans` finds it."""
+
+    @property
+    def held(self) -> Collection[int]:
+        """The pids of those that were started or adopted, and are not closed."""
+
+    def orphans(self, known: Sequence[ProcessIdentity]) -> list[ProcessIdentity]:
+        """Return whoever has lost its parent and was neither started nor adopted; reaps the dead among them.
+
+        Of those `known`, whoever still runs is among them, even if another launcher was their parent.
         """
 
     def copy_durably(self, source: str, target: str) -> Process:

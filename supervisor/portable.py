@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final
 
 import psutil
@@ -158,6 +158,13 @@ class PortableControl:
     def adopt(self, identity: ProcessIdentity, invocation: str = "") -> PortableProcess | None:
         """See `ProcessControl`."""
         return PortableProcess(identity, None, invocation) if identity.is_running() else None
+
+    sees_orphans = False
+    held: Collection[int] = ()
+
+    def orphans(self, known: Sequence[ProcessIdentity]) -> list[ProcessIdentity]:
+        """See `ProcessControl`: nobody."""
+        return []
 
     def copy_durably(self, source: str, target: str) -> PortableProcess:
         """See `ProcessControl`."""

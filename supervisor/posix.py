@@ -16,12 +16,12 @@ import select
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
 from typing import Any, Final, NoReturn, TypeAlias
 
 from actors.runtime.arguments import ProcessArguments
-from actors.runtime.identity import ProcessIdentity, boot_id, stat_fields
+from actors.runtime.identity import ProcessIdentity, boot_id, identity_of, stat_fields
 from actors.runtime.process import TITLE_PREFIX
 from actors.runtime.programs import INVOCATION_VARIABLE
 from actors.runtime.signalling import open_pidfd
@@ -29,6 +29,7 @@ from supervisor import durable, program_launch
 from supervisor.pools import fill_holes
 from supervisor.port import Launch, ProgramLaunch, child_environment, open_stderr
 from supervisor.posix_process import GO, START_TIME, PosixProcess
+from supervisor.tree import children_of_thread
 
 try:
     from setproctitle import setproctitle as _set_title
@@ -40,6 +41,7 @@ except ImportError:  # only cosmetic
 
 Entry: TypeAlias = Callable[[Any], int]
 
+_PR_SET_CHILD_SUBREAPER: Final = 36
 EXIT_CRASHED: Final = 70
 """Exit code (EX_SOFTWARE) of a child that raised where nobody caught it."""
 _HANDLED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
@@ -62,6 +64,8 @@ class PosixControl:
         self._may_fork = True
         self._spare: PosixProcess | None = None
         self._condemned: list[PosixProcess] = []
+        self._held: set[int] = set()
+        self._children_path = ""
 
     def prepare(self, modules: Sequence[str]) -> dict[str, str]:
         """See `ProcessControl`: import what the children run, then keep the collector off the shared pages."""
@@ -85,6 +89,7 @@ class PosixControl:
     def spawn(self, launch: Launch | ProgramLaunch) -> PosixProcess:
         """See `ProcessControl`."""
         if isinstance(launch, ProgramLaunch):
+            self._become_subreaper()
             process = self._fork(lambda _order: program_launch.become(launch), launch.error_path)
             process.end_with(launch.environment.get(INVOCATION_VARIABLE, ""))
             return process
@@ -120,6 +125,46 @@ class PosixControl:
             return None
         process = PosixProcess(identity, pidfd, is_child=False)
         process.end_with(invocation)
+        return self._hold(process)
+
+    @property
+    def sees_orphans(self) -> bool:
+        """See `ProcessControl`."""
+        return True
+
+    @property
+    def held(self) -> Collection[int]:
+        """See `ProcessControl`."""
+        return self._held
+
+    def orphans(self, known: Sequence[ProcessIdentity]) -> list[ProcessIdentity]:
+        """See `ProcessControl`: children that were not forked here; the kernel lists them in one small file."""
+        strangers = [pid for pid in children_of_thread(self._children_path) if pid not in self._held]
+        found = []
+        for pid in strangers:
+            identity = identity_of(pid)
+            if identity is not None:
+                found.append(identity)
+            else:  # a zombie, whose number is its own until just this
+                _reap(pid)
+        others = [who for who in known if who.pid not in self._held and who not in found]
+        return found + [who for who in others if who.is_running()]
+
+    def _become_subreaper(self) -> None:
+        """Ask to become the parent of every orphan below this process, those of processes that run already included.
+
+        Nobody inherits that. Only a launcher that runs programs pays for what loads the C library's call.
+        """
+        if self._children_path:
+            return
+        import ctypes
+
+        if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0:
+            self._children_path = f"/proc/{os.getpid()}/task/{os.getpid()}/children"
+
+    def _hold(self, process: PosixProcess) -> PosixProcess:
+        self._held.add(process.identity.pid)
+        process.held_in = self._held
         return process
 
     def copy_durably(self, source: str, target: str) -> PosixProcess:
@@ -169,7 +214,7 @@ class PosixControl:
             raise
         fields = stat_fields(pid)
         identity = ProcessIdentity(pid, int(fields[START_TIME]) if fields else 0, boot_id())
-        return PosixProcess(identity, pidfd, is_child=True, gate=writer)
+        return self._hold(PosixProcess(identity, pidfd, is_child=True, gate=writer))
 
     def _become_child(
         self, run: Callable[[bytes], int], stderr_path: str, title: str, reader: int, writer: int
@@ -212,6 +257,13 @@ def _lead_stderr_to(path: str) -> None:
     descriptor = open_stderr(path)
     os.dup2(descriptor, 2)
     os.close(descriptor)
+
+
+def _reap(pid: int) -> None:
+    try:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
+    except ChildProcessError:
+        return
 
 
 def _is_over(process: PosixProcess) -> bool:

@@ -26,6 +26,7 @@ class PosixProcess:
 
     def __init__(self, identity: ProcessIdentity, pidfd: int, *, is_child: bool, gate: int | None = None) -> None:
         """Hold an open `pidfd` of `identity`; `gate` is the end of the pipe that a spawned one waits at."""
+        self.held_in: set[int] = set()
         self.identity = identity
         self._pidfd = pidfd
         self._is_child = is_child
@@ -70,8 +71,6 @@ class PosixProcess:
             poller.register(self._pidfd, select.POLLIN)
             if not poller.poll(0):
                 return None
-            self._kill_rest()
-            return ExitStatus()
         try:
             # WNOWAIT: as long as the leader is not reaped, nobody else can get its number, as a pid or as a session.
             ended = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -79,7 +78,8 @@ class PosixProcess:
                 return None
             self._kill_rest()
             os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)
-        except ChildProcessError:
+        except ChildProcessError:  # it never was a child of ours, nor did it become one
+            self._kill_rest()
             return ExitStatus()
         by_signal = ended.si_code != os.CLD_EXITED
         return ExitStatus(signal=ended.si_status) if by_signal else ExitStatus(exit_code=ended.si_status)
@@ -109,6 +109,7 @@ class PosixProcess:
         """See `Process`."""
         self._close_gate()  # without a word: a process that still waits there leaves
         os.close(self._pidfd)
+        self.held_in.discard(self.identity.pid)
 
     def _close_gate(self) -> None:
         if self._gate is not None:

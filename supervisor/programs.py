@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from actors.runtime import programs
+from actors.runtime.helpers import HELPER_VARIABLE
 from actors.runtime.identity import boot_id
 from actors.runtime.liveness import FIRST_PROGRAM_SLOT, SLOTS, ProcessKind
 from actors.runtime.paths import DATA_DIR_VARIABLE
@@ -16,7 +17,15 @@ from supervisor.model import ChildSpec
 from supervisor.port import SOURCE_ROOT
 from supervisor.settings import Definition, Settings
 
-_OURS: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
+_OURS: Final = (
+    HELPER_VARIABLE,
+    "NOTIFY_SOCKET",
+    "WATCHDOG_USEC",
+    "WATCHDOG_PID",
+    "LISTEN_FDS",
+    "LISTEN_PID",
+    "LISTEN_FDNAMES",
+)
 """What a service manager may have told the launcher, and means nobody else."""
 
 

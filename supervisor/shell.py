@@ -51,6 +51,7 @@ from supervisor.model import (
 )
 from supervisor.notify import Notifications
 from supervisor.notify_core import Message
+from supervisor.orphans import Orphanage
 from supervisor.port import ProcessControl
 from supervisor.programs import Roster
 from supervisor.records import Records
@@ -106,6 +107,7 @@ class Shell:
         self._copies = DurableCopies(control, self._selector)
         self._memory = RestartsFile(self._runtime(paths.RESTARTS_FILE), self._data(paths.RESTARTS_FILE), self._copies)
         self._fleet = Fleet(settings, ground, control, self._selector)
+        self._orphans = Orphanage(ground.runtime_dir, control, self._fleet.own_pids, self._records.say)
         self._notify = Notifications(ground.runtime_dir, self._selector, self._fleet.life, self._heard)
         self._wake = Wake(ground.runtime_dir, self._selector, lambda now: self._do(self._desk.hung(now)))
         self._watch = Watch(settings, ground)
@@ -175,9 +177,12 @@ class Shell:
         for name, identity in taken.running.items():
             self._fleet.adopt(name, taken.found[name].incarnation, identity, heard=name in kept)
             self._listen(name)
+            self._show_to_orphans(name, taken.found[name].incarnation, forked=False)
+        self._orphans.inherit((name, taken.found[name].incarnation) for name in taken.running)
         self._notify.inherit({})
         for name in taken.found.keys() - taken.running.keys():
             self._fleet.end_rest(name, taken.found[name].incarnation)
+        self._orphans.tick(now)  # before anybody is started in place of those whose orphans they are
         if taken.predecessor is not None:
             self._records.restart(taken.predecessor)
         self._do([Persist()])  # this launcher's own restart, before it does anything that it may die of
@@ -202,6 +207,7 @@ class Shell:
             key.data(mask, now)
         for name, incarnation, exit_ in self._fleet.ended():
             self._notify.drain(name, now)  # its last words may be that it leaves
+            self._orphans.ended(name, incarnation, now)
             self._do(self._core.exited(name, incarnation, exit_, now))
         for child in self._fleet.newly_ready(self._core.children):
             self._became_ready(child.spec.name, child.incarnation, now)
@@ -231,6 +237,7 @@ class Shell:
         self._server.expire(now)
         self._tell_refused(self._refusals.due(self._server.refused, now))
         self._tell_strangers(self._notify.refused_since(now))
+        self._orphans.tick(now)
         self._do(self._desk.hung(now))
         for hung in self._watch.tick(now, time.time(), self._core.judges()):
             self._do(self._core.judged_hung(hung.name, hung.incarnation, hung.cause, hung.evidence, now))
@@ -449,6 +456,13 @@ class Shell:
         except OSError as error:
             exit_ = Exit(f"could not be started: {error.strerror}")
             self._do(self._core.exited(name, child.incarnation, exit_, now))
+        else:
+            self._show_to_orphans(name, child.incarnation, forked=True)
+
+    def _show_to_orphans(self, name: str, incarnation: int, *, forked: bool) -> None:
+        main, life = self._fleet.main_process(name), self._fleet.life(name)
+        if main is not None and life is not None:
+            self._orphans.began(name, incarnation, main, life.invocation, forked=forked)
 
     def _mark_stop(self, who: str) -> None:
         self._ground.board.stopping = True

@@ -1,25 +1,73 @@
 """Who belongs to a life of a program, wherever it hides: whoever was executed in an environment with the life's id."""
 
 import os
-from typing import Final
+from collections.abc import Collection, Iterable
+from typing import Final, TypeVar
 
-from actors.runtime.identity import ProcessIdentity, identity_of
+from actors.runtime.identity import ProcessIdentity, identity_of, stat_fields
 from actors.runtime.programs import INVOCATION_VARIABLE
 from actors.runtime.signalling import KILL, Signaller
 
 ROUNDS_MAX: Final = 50
 """So often is looked for more; who goes on forking for longer wins."""
 _PAUSE_S: Final = 0.01
+_DESCENDANTS_MAX: Final = 4096
+_START_TIME: Final = 19
+"""Place in /proc/PID/stat, counted from the state (field 3) on."""
+_Root = TypeVar("_Root")
 
 
 def carries(pid: int, invocation: str) -> bool:
     """Tell whether a process was executed in the environment of this life of a program."""
+    return f"{INVOCATION_VARIABLE}={invocation}".encode() in _variables(pid)
+
+
+def variable_of(pid: int, name: str) -> str:
+    """Return what a process was executed with as variable `name`; empty if it was not, or is gone."""
+    start = f"{name}=".encode()
+    return next((item[len(start) :].decode(errors="replace") for item in _variables(pid) if item.startswith(start)), "")
+
+
+def children_of(pid: int) -> list[int]:
+    """Return the children of all threads of a process, zombies too; nobody if the kernel does not list them."""
+    found: list[int] = []
+    try:
+        for task in os.listdir(f"/proc/{pid}/task"):
+            found += children_of_thread(f"/proc/{pid}/task/{task}/children")
+    except OSError:  # it has ended
+        return found
+    return found
+
+
+def children_of_thread(path: str) -> list[int]:
+    """Return what the file `path`, /proc/PID/task/TID/children, lists."""
+    try:
+        with open(path, "rb") as file:
+            return [int(pid) for pid in file.read().split()]
+    except OSError:
+        return []
+
+
+def descendants_of(roots: Iterable[tuple[_Root, int]], spared: Collection[int]) -> dict[tuple[int, int], _Root]:
+    """Return pid and start time of who descends from `roots` now, and from which; not from those `spared`."""
+    found: dict[tuple[int, int], _Root] = {}
+    todo = list(roots)
+    while todo and len(found) < _DESCENDANTS_MAX:
+        root, parent = todo.pop()
+        for pid in children_of(parent):
+            fields = stat_fields(pid) if pid not in spared else None
+            if fields is not None and (pid, int(fields[_START_TIME])) not in found:
+                found[pid, int(fields[_START_TIME])] = root
+                todo.append((root, pid))
+    return found
+
+
+def _variables(pid: int) -> list[bytes]:
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:
-            environment = file.read().split(b"\0")
+            return file.read().split(b"\0")
     except OSError:
-        return False
-    return f"{INVOCATION_VARIABLE}={invocation}".encode() in environment
+        return []
 
 
 def carriers(invocation: str) -> list[ProcessIdentity]:

@@ -17,6 +17,7 @@ from typing import Final
 from actors.runtime.arguments import ProcessArguments
 from actors.runtime.examine import Observer
 from actors.runtime.filelock import FileLock
+from actors.runtime.helpers import as_helper
 from actors.runtime.identity import ProcessIdentity, boot_id, identity_of
 from actors.runtime.liveness import LAUNCHER_SLOT, WATCHDOG_SLOT
 from actors.runtime.paths import STOP_MARKER_FILE, SUCCESSION_LOCK_FILE
@@ -200,7 +201,7 @@ def start_detached(command: list[str]) -> int:
     # With vfork the interpreter's lock is held until the exec is through: every thread would wait for the disk.
     subprocess._USE_VFORK = False  # type: ignore[misc]
     paths = [SOURCE_ROOT, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
+    environment = as_helper({**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))})
     if sys.platform == "win32":
         flags = subprocess.DETACHED_PROCESS | subprocess.CREATE_NEW_PROCESS_GROUP
         return subprocess.Popen(command, env=environment, creationflags=flags).pid

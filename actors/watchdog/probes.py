@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Final
 from urllib.parse import urlsplit
 
+from actors.runtime.helpers import as_helper
 from actors.runtime.programs import ProgramSpec
 from actors.watchdog.trees import tree_of
 
@@ -90,7 +91,7 @@ def ask_command(words: tuple[str, ...], directory: str, environment: Mapping[str
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         cwd=directory or None,
-        env=inherited | dict(environment),
+        env=as_helper(inherited | dict(environment)),
         start_new_session=True,
     )
     try:
