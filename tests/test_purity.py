@@ -19,6 +19,7 @@ PURE = (
     "supervisor/core.py",
     "supervisor/budget.py",
     "supervisor/model.py",
+    "supervisor/orphans_core.py",
     "supervisor/policy.py",
     "actors/*/core.py",
     "actors/*/core/**/*.py",
@@ -33,6 +34,7 @@ PURE = (
     "actors/runtime/registration.py",
     "actors/runtime/requests.py",
     "actors/runtime/succession_core.py",
+    "app/reliability/_durable_core.py",
 )
 
 IMPURE_MODULES = frozenset(

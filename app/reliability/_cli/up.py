@@ -12,6 +12,7 @@ from app.reliability._cli.commands import RelctlCommand, pass_session
 from app.reliability._cli.offline import BoardReading, read_board
 from app.reliability._cli.output import duration
 from app.reliability._cli.session import Session
+from app.reliability._notify import VARIABLES
 from protocol.errors import EXIT_LOCKED, EXIT_USAGE, ErrorCode, LocalError
 
 if TYPE_CHECKING:
@@ -159,12 +160,22 @@ def start_detached(session: Session, command: list[str]) -> BoardReading:
 
 
 def _spawn(command: list[str], output: BinaryIO) -> "subprocess.Popen[bytes]":
-    """Start `command` so that it outlives this process, its terminal and its working directory."""
+    """Start `command` so that it outlives this process, its terminal and its working directory.
+
+    What a service manager has told this process, or a launcher its program, is meant for that one alone.
+    """
     options: dict[str, Any] = {"start_new_session": True}
     if sys.platform == "win32":
         options = {"creationflags": subprocess.DETACHED_PROCESS | subprocess.CREATE_NEW_PROCESS_GROUP}
+    environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
     return subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=os.path.abspath(os.sep), **options
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        cwd=os.path.abspath(os.sep),
+        env=environment,
+        **options,
     )
 
 
