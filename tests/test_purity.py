@@ -34,7 +34,6 @@ PURE = (
     "actors/runtime/registration.py",
     "actors/runtime/requests.py",
     "actors/runtime/succession_core.py",
-    "app/reliability/_durable_core.py",
 )
 
 IMPURE_MODULES = frozenset(
